@@ -1,0 +1,31 @@
+/* Whole reads and writes on files, and the one way in which small files are replaced. EINTR and short transfers
+ * are handled here and nowhere else. */
+#ifndef BASE_FILE_H
+#define BASE_FILE_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+/* Reads up to LEN bytes; returns how many there were (fewer only at the end of the file) or a negative errno. */
+ssize_t file_read(int fd, void *buf, size_t len, uint64_t off);
+
+/* Reads exactly LEN bytes; what lies beyond the end of the file reads as zeros, as QEMU has it. */
+int file_read_padded(int fd, void *buf, size_t len, uint64_t off);
+
+/* Writes all of BUF; 0 or a negative errno. */
+int file_write(int fd, const void *buf, size_t len, uint64_t off);
+
+/* fdatasync(2); 0 or a negative errno. */
+int file_sync(int fd);
+
+/* fsync of the directory behind DIRFD. */
+int dir_sync(int dirfd);
+
+/* The whole of a regular file of at most MAX bytes, NUL-terminated; the caller frees. -EFBIG when it is larger. */
+int file_load(int fd, size_t max, char **ret_text, size_t *ret_len);
+
+/* Makes NAME in DIRFD hold DATA, atomically and durably: temporary file, sync, rename, directory sync. */
+int file_replace(int dirfd, const char *name, const void *data, size_t len, mode_t mode);
+
+#endif

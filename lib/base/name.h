@@ -1,0 +1,15 @@
+/* Which names VMs, snapshots and files may bear in the mount. */
+#ifndef BASE_NAME_H
+#define BASE_NAME_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+/* 0; -EINVAL for an empty name, a leading dot, a slash, a control character or bytes that aren't UTF-8;
+ * -ENAMETOOLONG past 255 bytes. */
+int name_check(const char *name);
+
+/* A copy of NAME that name_check accepts: what it would refuse becomes '_'. NULL when memory is out. */
+char *name_make_valid(const char *name);
+
+#endif
