@@ -1,0 +1,75 @@
+/* A head: a writable qcow2 overlay and the view beneath it.
+ *
+ * The overlay is standard qcow2 v3. New ones have 128 KiB clusters with 32 subclusters (extended L2), so that 4 KiB
+ * written cost 4 KiB. All functions may be called from any number of threads, but open and close. */
+#ifndef BLOCK_HEAD_H
+#define BLOCK_HEAD_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/stat.h>
+
+#include "base/reason.h"
+#include "block/view.h"
+
+/* What a new overlay file says in its header. */
+struct overlay_spec {
+	uint64_t virtual_size;
+	const char *backing_name; /* NULL: none */
+	enum image_format backing_format; /* IMAGE_RAW or IMAGE_QCOW2 when there is a backing file */
+};
+
+/* Writes a new, empty overlay under NAME in DIRFD (-EEXIST when it is there) and makes it stable; the directory is left
+ * to the caller to sync. */
+int overlay_create(int dirfd, const char *name, const struct overlay_spec *spec, mode_t mode);
+
+struct head;
+
+/* Opens NAME in DIRFD (PATH: its full path, for messages) for writing, with the write locks of QEMU, over BELOW (the head
+ * takes its own reference; NULL: nothing beneath). DIRFD must outlive the head. An image left dirty is repaired first.
+ * -EBUSY: somebody else has it open. -EUCLEAN, -EOPNOTSUPP, -EIO, -ENOSPC. */
+int head_open(int dirfd, const char *name, const char *path, struct view *below, struct head **ret, struct reason *why);
+
+/* Writes everything back, marks the file clean, makes it stable, and frees the head, whatever is returned. */
+int head_close(struct head *head);
+
+uint64_t head_virtual_size(struct head *head);
+const struct stat *head_stat(struct head *head, struct stat *ret); /* of the overlay file, now */
+struct view *head_below(struct head *head); /* a new reference; NULL: none */
+
+int head_read(struct head *head, void *buf, size_t len, uint64_t guest_off);
+
+/* Grows the disk where it ends beyond it. What lies between the old end and GUEST_OFF becomes zeros. Bytes that equal what the view beneath
+ * has at the same place take no space. */
+int head_write(struct head *head, const void *buf, size_t len, uint64_t guest_off);
+
+/* Zeros [GUEST_OFF, +LEN) and gives the space back; doesn't grow the disk. */
+int head_discard(struct head *head, uint64_t guest_off, uint64_t len);
+
+/* Truncate: shrinking forgets what was cut off, growing adds zeros. */
+int head_resize(struct head *head, uint64_t virtual_size);
+
+/* All that was written before the call is stable when it returns. */
+int head_flush(struct head *head);
+
+/* The first extent at GUEST_OFF: data or zeros. */
+int head_map(struct head *head, uint64_t guest_off, uint64_t len, struct extent *ret);
+
+/* Whether nothing was ever written to the overlay and nothing lies beneath it. */
+bool head_is_blank(struct head *head);
+
+/* Puts a blank head over VIEW (its file then names the backing file in SPEC, whose virtual_size is the new size).
+ * Atomic: a new file renamed over the old one. */
+int head_adopt(struct head *head, struct view *view, const struct overlay_spec *spec);
+
+/* Makes [GUEST_OFF, +LEN) read what the view beneath has there, without storing it; grows the disk. */
+int head_share(struct head *head, uint64_t guest_off, uint64_t len);
+
+/* Puts VIEW, which reads the same as the one beneath, in its place (the head takes its own reference). */
+void head_replace_below(struct head *head, struct view *view);
+
+/* Stops writes: waits for those under way to end, and holds back new ones until head_thaw(). */
+void head_freeze(struct head *head);
+void head_thaw(struct head *head);
+
+#endif

@@ -1,0 +1,73 @@
+/* An image: one file that holds a disk, raw or qcow2, opened once and shared by everything that reads it.
+ *
+ * What an image says of itself (header, snapshot table) is parsed and checked when it is opened and doesn't change
+ * afterwards. Images live in a cache, known by device and inode number; one that nobody uses stays open for a while
+ * and is opened anew when its file has changed since. An image holds no lock: see view_lock(). */
+#ifndef BLOCK_IMAGE_H
+#define BLOCK_IMAGE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/stat.h>
+
+#include "base/reason.h"
+#include "block/trust.h"
+
+enum image_format {
+	IMAGE_PROBE, /* not declared: found out from the content, and then it may not name further files (libvirt's rule) */
+	IMAGE_RAW,
+	IMAGE_QCOW2,
+};
+
+/* A row of the qcow2 snapshot table (specification, "Snapshots"). */
+struct image_snapshot {
+	char *id;   /* QEMU's numbering: "1", "2", … */
+	char *name; /* the tag */
+	int64_t date_sec;
+	uint32_t date_nsec;
+	uint64_t vm_clock_nsec;
+	uint64_t virtual_size;
+	uint64_t vm_state_size; /* bytes of RAM and device state; 0: none */
+	uint64_t l1_offset;
+	uint32_t l1_size;
+};
+
+struct image;       /* counted references: image_ref, image_put */
+struct image_cache; /* every open image, and the bounded caches of tables and decompressed clusters */
+
+/* TRUST is borrowed and outlives the cache. */
+int image_cache_new(const struct trust *trust, struct image_cache **ret);
+void image_cache_free(struct image_cache *cache);
+const struct trust *image_cache_trust(const struct image_cache *cache);
+
+/* Opens the image NAME (relative to BASE_DIR, which may be NULL for an absolute name). -EUCLEAN: damaged.
+ * -EOPNOTSUPP: encrypted, a feature we don't know, or a format we don't read. -EACCES: see trust_open(), and an
+ * undeclared format that names a backing or data file. -ENOENT, -EIO. */
+int image_open(struct image_cache *cache, const char *base_dir, const char *name, enum image_format format,
+	       struct image **ret, struct reason *why);
+struct image *image_ref(struct image *image);
+void image_put(struct image *image);
+
+/* Whether the file is still what was opened (same size and times). */
+bool image_is_current(const struct image *image);
+
+const char *image_path(const struct image *image);
+const struct stat *image_stat(const struct image *image); /* when it was opened */
+enum image_format image_format(const struct image *image);
+uint64_t image_virtual_size(const struct image *image); /* bytes, a multiple of 512 */
+const char *image_backing_name(const struct image *image); /* as the header has it; NULL: none */
+enum image_format image_backing_format(const struct image *image);
+const char *image_data_path(const struct image *image); /* the external data file; NULL: none */
+uint32_t image_cluster_size(const struct image *image);
+
+uint32_t image_nr_snapshots(const struct image *image);
+const struct image_snapshot *image_snapshot(const struct image *image, uint32_t i);
+
+/* By tag, or failing that by id, as QEMU does; -1: there is none. */
+int image_find_snapshot(const struct image *image, const char *tag);
+
+const char *image_format_name(enum image_format format); /* "raw", "qcow2" */
+/* libvirt's and QEMU's name of a format; IMAGE_PROBE for NULL; -EOPNOTSUPP for one that we don't read. */
+int image_format_parse(const char *name, enum image_format *ret);
+
+#endif

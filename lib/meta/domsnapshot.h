@@ -1,0 +1,64 @@
+/* libvirt domain snapshot metadata (https://libvirt.org/formatsnapshot.html): the public form and libvirt's private one, which has
+ * <active> and friends as well. */
+#ifndef META_DOMSNAPSHOT_H
+#define META_DOMSNAPSHOT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "meta/domain.h"
+
+enum domsnapshot_location {
+	DOMSNAPSHOT_NONE,     /* not part of the snapshot: 'no' or 'manual' */
+	DOMSNAPSHOT_INTERNAL, /* in the image that <domain> names, under the snapshot's name */
+	DOMSNAPSHOT_EXTERNAL, /* the image that <domain> names is the snapshot; a new overlay took over */
+};
+
+struct domsnapshot_disk {
+	char *name; /* target, or a source path that libvirt allows too: resolved to the target where the <domain> tells */
+	enum domsnapshot_location location;
+	char *overlay; /* path of the new overlay, if said */
+};
+
+struct domsnapshot {
+	char *name;
+	char *description;
+	char *state; /* "running", "shutoff", "disk-snapshot", … */
+	char *parent; /* name; NULL: a root */
+	int64_t created; /* seconds since the epoch; 0: not said */
+	bool active;	 /* libvirt's "current" */
+	enum domsnapshot_location memory; /* missing <memory>: none for shutoff and disk-snapshot, else internal */
+	char *memory_file; /* external only */
+	bool has_domain;
+	struct domain domain; /* the configuration at that moment, if has_domain */
+	struct domsnapshot_disk *disks; /* as written; without <disks>: one row for each disk of the domain, by libvirt's old rule (internal) */
+	size_t nr_disks;
+};
+
+int domsnapshot_parse_text(const char *text, size_t len, struct domsnapshot *ret, struct reason *why);
+void domsnapshot_done(struct domsnapshot *snapshot);
+
+/* Where disk TARGET was kept; disks not listed in a snapshot that lists others: libvirt's default for its kind
+ * (external for disk-snapshot state or external memory, else internal). */
+enum domsnapshot_location domsnapshot_disk_location(const struct domsnapshot *snapshot, const char *target);
+
+/* Only the <domain> of that moment, as text; -ENOENT: it holds none. The caller frees. */
+int domsnapshot_domain_text(const char *text, size_t len, char **ret_text, struct reason *why);
+
+/* The public form: what only libvirt's private form has is taken out, so that it validates. The caller frees. */
+int domsnapshot_public_text(const char *text, size_t len, char **ret_text, struct reason *why);
+
+/* What domsnapshot_render writes. */
+struct domsnapshot_spec {
+	const char *name, *description /* NULL: none */, *state, *parent /* NULL: root */;
+	int64_t created;
+	bool has_memory; /* internal */
+	const struct domsnapshot_disk *disks; /* name and location */
+	size_t nr_disks;
+	const char *domain_text; /* a whole <domain> without XML declaration; NULL: none */
+};
+
+/* A valid <domainsnapshot> (libvirt schema). The caller frees. */
+int domsnapshot_render(const struct domsnapshot_spec *spec, char **ret_text);
+
+#endif

@@ -1,0 +1,151 @@
+/* The store: everything that a mount shows and all that can be done to it. Knows no FUSE.
+ *
+ * Found VMs (of SOURCE) are only read. Managed VMs lie in the store directory:
+ *
+ *   STORE/lock                      one daemon at a time (holds its pid)
+ *   STORE/layers/UUID.qcow2, .raw   every layer, once; backing names relative where both lie below SOURCE or the store
+ *   STORE/vms/UUID/vm.xml           name, place, disks and their layers, configuration
+ *   STORE/jobs/ID.xml               work in the background (ID is that of the VM and disk it works for)
+ *   STORE/events.log
+ *
+ * Each operation commits with one rename of a vm.xml, file and directory synced; what no committed VM reaches is the rest of an
+ * interrupted operation and is cleared away by store_open - unless any vm.xml or layer header can't be read, then nothing is.
+ *
+ * All functions may be called from any number of threads. They return 0 or a negative errno (INTERFACE section 7)
+ * and explain failures in WHY; they don't report to the log themselves, but for what happens in the background. */
+#ifndef STORE_STORE_H
+#define STORE_STORE_H
+
+#include <sys/statvfs.h>
+#include <sys/types.h>
+
+#include "base/reason.h"
+#include "store/vm.h"
+
+/* Where events go. Called from any thread; VM may be NULL. */
+struct log_sink {
+	void (*event)(void *ctx, const char *vm, const char *text);
+	void *ctx;
+};
+
+struct store_config {
+	const char *source_dir;	  /* absolute, real */
+	const char *store_dir;	  /* NULL: SOURCE/.vmsnapfs */
+	const char *snapshots_dir; /* libvirt's snapshot metadata; NULL: beside each domain XML */
+	const char *const *trust_dirs;
+	size_t nr_trust_dirs;
+	const char *mountpoint; /* absolute, real; NULL: none. Never read from */
+	bool allow_devices;
+	bool read_only; /* don't make or open a store directory */
+	struct log_sink log;
+};
+
+struct store;
+
+/* Opens (and, where it can, makes) the store and reads SOURCE. A store that can't be written, or held by another daemon's lock
+ * (-EBUSY, with its pid), makes the mount read-only for the first and fails for the second. */
+int store_open(const struct store_config *config, struct store **ret, struct reason *why);
+/* Starts the background threads: after the daemon has forked. */
+int store_start(struct store *store);
+/* Ends jobs (they go on at the next start) and closes all. Every disk file must be closed. */
+void store_close(struct store *store);
+bool store_is_writable(const struct store *store);
+int store_statvfs(struct store *store, struct statvfs *ret);
+struct image_cache *store_images(struct store *store);
+
+/* --- looking -------------------------------------------------------------------------------------------------- */
+
+/* Reference to a VM; NULL: none. Lookups notice what changed in SOURCE, at most a second late. */
+struct vm *store_find(struct store *store, enum vm_place place, const char *name);
+struct vm *store_get(struct store *store, uint32_t vm_id);
+
+/* References to all VMs of PLACE in order of name; the caller puts each and frees the array. */
+int store_list(struct store *store, enum vm_place place, struct vm ***ret, size_t *ret_nr);
+
+/* Texts as files show them; SNAPSHOT NULL: the VM as it is now. The caller frees. MOUNT_DIR is the mount point: a disk
+ * that exists only there yet is named by its path in it (NULL: by its future path). */
+int store_domain_xml(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, const char *mount_dir,
+		     char **ret, size_t *ret_len, struct reason *why);
+int store_snapshot_xml(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, char **ret,
+		       size_t *ret_len, struct reason *why);
+int store_status_text(struct store *store, const struct vm *vm, char **ret, size_t *ret_len);
+
+/* What stat(2) says of a disk, without holding it open. */
+struct disk_stat {
+	uint64_t virtual_size;
+	uint64_t allocated; /* bytes that aren't holes */
+	uid_t uid;
+	gid_t gid;
+	mode_t mode; /* permission bits: no write bits but for managed heads */
+	struct timespec mtime;
+	size_t depth; /* layers */
+};
+/* On an image that can't be served: its errno, with RET filled in as far as is known (size 0). */
+int disk_stat(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, const struct vm_disk *disk,
+	      struct disk_stat *ret, struct reason *why);
+
+/* The paths of the chain's files, top first, newline-separated; the caller frees. */
+int disk_chain(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, const struct vm_disk *disk,
+	       char **ret, struct reason *why);
+
+/* --- disk files ----------------------------------------------------------------------------------------------- */
+
+struct disk_file; /* an open disk: a frozen view or a head */
+
+/* Opens a disk. WRITABLE on anything but a managed head: -EROFS. Image locks are held until disk_close. */
+int disk_open(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, const struct vm_disk *disk,
+	      bool writable, struct disk_file **ret, struct reason *why);
+/* Opens the RAM state of a snapshot, read-only. -ENOENT: it has none. */
+int memory_open(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, struct disk_file **ret,
+		struct reason *why);
+int memory_stat(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, struct disk_stat *ret,
+		struct reason *why);
+int disk_close(struct disk_file *file, struct reason *why);
+
+bool disk_is_head(const struct disk_file *file);
+uint64_t disk_virtual_size(struct disk_file *file);
+int disk_fstat(struct disk_file *file, struct disk_stat *ret);
+int disk_read(struct disk_file *file, void *buf, size_t len, uint64_t off);
+int disk_write(struct disk_file *file, const void *buf, size_t len, uint64_t off);
+int disk_resize(struct disk_file *file, uint64_t virtual_size);
+int disk_discard(struct disk_file *file, uint64_t off, uint64_t len); /* zeros, space given back; within the size */
+int disk_flush(struct disk_file *file);
+/* lseek(2) SEEK_DATA and SEEK_HOLE: *RET is the offset; -ENXIO at or beyond the end. */
+int disk_seek(struct disk_file *file, uint64_t off, bool data, uint64_t *ret);
+/* Copies LEN bytes; shares blocks where the two allow it. Returns the bytes copied (as copy_file_range: fewer at the end of FROM). */
+ssize_t disk_copy(struct disk_file *from, uint64_t from_off, struct disk_file *to, uint64_t to_off, uint64_t len,
+		  struct reason *why);
+/* Tells a fresh disk file from which open disk its bytes probably come: while it is blank, a write that equals what FROM has at the same offset
+ * makes it an overlay of FROM. */
+void disk_hint_source(struct disk_file *to, struct disk_file *from);
+
+/* --- changing managed VMs (-EROFS on found ones) -------------------------------------------------------------------- */
+
+/* A new clone of a snapshot, or of the VM's state now when SNAPSHOT is NULL (managed VMs only: -EROFS else). UID and GID own it. */
+int store_clone(struct store *store, struct vm *from, const struct vm_snapshot *snapshot, const char *name, uid_t uid,
+		gid_t gid, struct vm **ret, struct reason *why);
+/* An empty VM in clones/. */
+int store_create(struct store *store, const char *name, uid_t uid, gid_t gid, struct vm **ret, struct reason *why);
+/* -EBUSY: a disk is open; -ENOTEMPTY: it has snapshots. */
+int store_remove(struct store *store, struct vm *vm, struct reason *why);
+int store_rename(struct store *store, struct vm *vm, enum vm_place place, const char *name, struct reason *why);
+/* New configuration text: a domain of another UUID is taken for a copy and given this VM's identity. -EINVAL: not a domain. */
+int store_set_domain(struct store *store, struct vm *vm, const char *text, size_t len, struct reason *why);
+
+/* Makes an empty disk FILE_NAME ("vdb.img"; any other name is a scratch file until it is renamed to such a one) and opens it. */
+int disk_create(struct store *store, struct vm *vm, const char *file_name, mode_t mode, uid_t uid, gid_t gid,
+		struct disk_file **ret, struct reason *why);
+/* Takes the disk out of the VM; who has it open keeps reading and writing what is then nobody's. */
+int disk_remove(struct store *store, struct vm *vm, const char *file_name, struct reason *why);
+/* Replaces a disk NEW_NAME that is there, as rename(2) does. Both in VM. */
+int disk_rename(struct store *store, struct vm *vm, const char *old_name, const char *new_name, struct reason *why);
+int disk_chmod(struct store *store, struct vm *vm, const char *file_name, mode_t mode); /* the owner can always read and write */
+
+/* --- jobs -------------------------------------------------------------------------------------------------------------- */
+
+/* Names of the jobs, newline-separated; the text of one; asking one to end (-EPERM where that would lose a VM's data). */
+int store_jobs(struct store *store, char **ret);
+int store_job_text(struct store *store, const char *id, char **ret, size_t *ret_len);
+int store_job_cancel(struct store *store, const char *id, struct reason *why);
+
+#endif

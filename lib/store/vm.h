@@ -1,0 +1,84 @@
+/* What the user sees: virtual machines, their snapshots and disks, as plain data.
+ *
+ * A struct vm is a description at one moment: made whole, then never changed, shared by counted references. When the VM changes, a
+ * new description takes its place in the store. Ids are given by the store and keep their meaning while it is open, from one description
+ * to the next: a VM's id is never used again; a snapshot's or disk's id stands for its name within that VM. */
+#ifndef STORE_VM_H
+#define STORE_VM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <time.h>
+
+#include "block/image.h"
+#include "block/view.h"
+
+enum vm_kind { VM_FOUND_LIBVIRT, VM_FOUND_BARE, VM_MANAGED };
+enum vm_place { PLACE_VMS, PLACE_CLONES };
+
+#define VM_ID_BITS	 26
+#define SNAPSHOT_ID_BITS 20
+#define DISK_ID_BITS	 12
+
+struct vm_disk {
+	uint32_t id;	/* 1… */
+	char *file_name; /* "vda.img", as listed in disks/ */
+	char *target;	/* "vda"; NULL: a scratch file of a copying program, not (yet) a disk of the VM */
+	char *path;	/* of the image to open; NULL when error is set and there is none */
+	enum image_format format;
+	char *snapshot; /* internal snapshot in it; NULL: the active state */
+	char *layer;	/* managed heads: file name in STORE/layers; else NULL */
+	/* Managed heads only: where the layer's data comes from until a job has copied it (an internal snapshot): see store.h. NULL: nowhere else. */
+	char *pending_path;
+	enum image_format pending_format;
+	char *pending_snapshot;
+	int error;	/* 0, or why it can't be served: a negative errno, the reason in error_text */
+	char *error_text;
+};
+
+struct vm_snapshot {
+	uint32_t id; /* 1… */
+	char *name;  /* unique in the VM: "NAME~2" where two had one name */
+	char *uuid;  /* NULL: none */
+	char *parent; /* name of a snapshot of this VM; NULL: a root */
+	char *state;
+	char *description;
+	int64_t created; /* seconds since the epoch */
+	struct vm_disk *disks;
+	size_t nr_disks;
+	/* RAM: an internal vmstate in disks[memory_disk], or an external file. */
+	int memory_disk; /* -1: none */
+	char *memory_path;
+	char *metadata_path; /* libvirt's snapshot XML; NULL: none */
+};
+
+struct vm {
+	uint32_t id; /* 1… */
+	enum vm_kind kind;
+	enum vm_place place;
+	char *name; /* unique in its place, valid as a file name */
+	char *uuid;
+	struct timespec changed; /* of its XML, or of the image of a bare one */
+	uid_t uid;		 /* owner of its XML or image */
+	gid_t gid;
+	mode_t mode;		  /* read bits of its XML or image: subset of 0444 */
+	char *xml_path;	  /* found libvirt VMs: the domain XML */
+	char *config;	  /* managed: the domain XML as last given; disks and identity are put in when it is shown */
+	char *origin;	  /* managed: "VM@SNAPSHOT" it was cloned from; NULL */
+	struct vm_disk *disks;
+	size_t nr_disks;
+	struct vm_snapshot *snapshots; /* in order of time */
+	size_t nr_snapshots;
+	int current; /* index of the last applied snapshot; -1: none */
+};
+
+struct vm *vm_ref(struct vm *vm);
+void vm_put(struct vm *vm);
+
+const struct vm_snapshot *vm_find_snapshot(const struct vm *vm, const char *name);
+const struct vm_snapshot *vm_snapshot_by_id(const struct vm *vm, uint32_t id);
+const struct vm_disk *vm_find_disk(const struct vm_disk *disks, size_t nr, const char *file_name);
+const struct vm_disk *vm_disk_by_id(const struct vm_disk *disks, size_t nr, uint32_t id);
+
+#endif
