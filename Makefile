@@ -1,0 +1,72 @@
+# make            build/vmsnapfs
+# make check      what scripts/test runs, without setting anything up
+# make install    to DESTDIR PREFIX
+# make SAN=address,undefined  or  SAN=thread   into build-SAN/
+CC ?= gcc
+PREFIX ?= /usr/local
+VERSION := 0.1
+SAN ?=
+BUILD ?= build$(if $(SAN),-$(firstword $(subst $(comma), ,$(SAN))))
+comma := ,
+
+PKGS := fuse3 libxml-2.0 uuid zlib libzstd
+PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS))
+LIB_PKGS := libxml-2.0 uuid zlib libzstd
+WARN := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wformat=2 -Wundef -Wpointer-arith
+OPT ?= -O2 -g
+CPPFLAGS += -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -DFUSE_USE_VERSION=314 -DVMSNAPFS_VERSION='"$(VERSION)"' -Ilib -I. $(PKG_CFLAGS)
+ALL_CFLAGS = -std=gnu11 $(WARN) $(OPT) -pthread -fno-strict-aliasing $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer) $(CFLAGS)
+ALL_LDFLAGS = -pthread $(if $(SAN),-fsanitize=$(SAN)) $(LDFLAGS)
+
+LIB_SRC := $(sort $(wildcard lib/*/*.c))
+FS_SRC := $(sort $(wildcard fs/*.c))
+TOOL_SRC := $(sort $(wildcard tests/tools/*.c))
+UNIT_SRC := $(sort $(wildcard tests/unit/*.c))
+LIB_OBJ := $(LIB_SRC:%.c=$(BUILD)/%.o)
+FS_OBJ := $(FS_SRC:%.c=$(BUILD)/%.o)
+LIB := $(BUILD)/libvmsnapfs.a
+TOOLS := $(TOOL_SRC:tests/tools/%.c=$(BUILD)/tools/%)
+UNITS := $(UNIT_SRC:tests/unit/%.c=$(BUILD)/unit/%)
+
+.PHONY: all lib tests check clean install uninstall format
+all: $(BUILD)/vmsnapfs
+lib: $(LIB)
+tests: $(TOOLS) $(UNITS)
+
+$(BUILD)/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
+
+$(LIB): $(LIB_OBJ)
+	@rm -f $@
+	$(AR) rcs $@ $^
+
+$(BUILD)/vmsnapfs: $(FS_OBJ) $(LIB)
+	$(CC) $(ALL_LDFLAGS) -o $@ $(FS_OBJ) $(LIB) $(shell pkg-config --libs $(PKGS))
+
+$(BUILD)/tools/%: $(BUILD)/tests/tools/%.o $(LIB)
+	@mkdir -p $(@D)
+	$(CC) $(ALL_LDFLAGS) -o $@ $< $(LIB) $(shell pkg-config --libs $(LIB_PKGS))
+
+$(BUILD)/unit/%: $(BUILD)/tests/unit/%.o $(LIB)
+	@mkdir -p $(@D)
+	$(CC) $(ALL_LDFLAGS) -o $@ $< $(LIB) $(shell pkg-config --libs $(LIB_PKGS))
+
+check: all tests
+	scripts/test --no-setup
+
+clean:
+	rm -rf build build-*
+
+install: all
+	install -D -m 755 $(BUILD)/vmsnapfs $(DESTDIR)$(PREFIX)/bin/vmsnapfs
+	install -D -m 644 scripts/vmsnapfs.8 $(DESTDIR)$(PREFIX)/share/man/man8/vmsnapfs.8
+
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/bin/vmsnapfs $(DESTDIR)$(PREFIX)/share/man/man8/vmsnapfs.8
+
+format:
+	clang-format -i lib/*/*.[ch] fs/*.[ch] tests/*/*.[ch]
+
+.SECONDARY:
+-include $(LIB_OBJ:.o=.d) $(FS_OBJ:.o=.d) $(wildcard $(BUILD)/tests/*/*.d)
