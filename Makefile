@@ -2,7 +2,9 @@
 # make check      what scripts/test runs, without setting anything up
 # make install    to DESTDIR PREFIX
 # make SAN=address,undefined  or  SAN=thread   into build-SAN/
-CC ?= gcc
+ifeq ($(origin CC),default)
+CC := gcc
+endif
 PREFIX ?= /usr/local
 VERSION := 0.1
 SAN ?=

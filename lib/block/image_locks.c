@@ -1,0 +1,78 @@
+#include "block/image_locks.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { PERM_READ, PERM_WRITE, PERM_WRITE_UNCHANGED, PERM_RESIZE, NR_PERMS };
+enum { BYTE_USED = 100, BYTE_NOT_SHARED = 200 };
+
+/* One bit for each permission. */
+static const struct {
+	unsigned used, not_shared;
+} kinds[] = {
+	[IMAGE_LOCK_QUIET] = {1u << PERM_READ, 0},
+	[IMAGE_LOCK_READ] = {1u << PERM_READ, 1u << PERM_WRITE | 1u << PERM_RESIZE},
+	[IMAGE_LOCK_WRITE] = {1u << PERM_READ | 1u << PERM_WRITE | 1u << PERM_RESIZE, 1u << PERM_WRITE | 1u << PERM_RESIZE},
+};
+
+static int lock_byte(int fd, int cmd, short type, off_t byte, struct flock *ret)
+{
+	struct flock lock = {.l_type = type, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
+	if (fcntl(fd, cmd, &lock) < 0)
+		return -errno;
+	if (ret)
+		*ret = lock;
+	return 0;
+}
+
+static int take_bytes(int fd, unsigned perms, off_t base)
+{
+	for (int i = 0; i < NR_PERMS; i++) {
+		int err = perms & 1u << i ? lock_byte(fd, F_OFD_SETLK, F_RDLCK, base + i, NULL) : 0;
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+/* Whether another opener holds a byte of PERMS. */
+static int test_bytes(int fd, unsigned perms, off_t base)
+{
+	for (int i = 0; i < NR_PERMS; i++) {
+		struct flock held;
+		int err = perms & 1u << i ? lock_byte(fd, F_OFD_GETLK, F_WRLCK, base + i, &held) : 0;
+		if (err)
+			return err;
+		if (perms & 1u << i && held.l_type != F_UNLCK)
+			return -EBUSY;
+	}
+	return 0;
+}
+
+void image_locks_drop(int fd)
+{
+	struct flock all = {.l_type = F_UNLCK, .l_whence = SEEK_SET, .l_start = BYTE_USED, .l_len = 200};
+	fcntl(fd, F_OFD_SETLK, &all);
+}
+
+int image_locks_take(int fd, enum image_lock_kind kind, const char *path, struct reason *why)
+{
+	int err = take_bytes(fd, kinds[kind].used, BYTE_USED);
+	if (!err)
+		err = take_bytes(fd, kinds[kind].not_shared, BYTE_NOT_SHARED);
+	if (!err && kind != IMAGE_LOCK_QUIET)
+		err = test_bytes(fd, kinds[kind].used, BYTE_NOT_SHARED);
+	if (!err && kind != IMAGE_LOCK_QUIET)
+		err = test_bytes(fd, kinds[kind].not_shared, BYTE_USED);
+	if (!err)
+		return 0;
+	image_locks_drop(fd);
+	if (err == -ENOLCK || err == -EOPNOTSUPP || err == -EINVAL || err == -ENOSYS)
+		return 0;
+	if (err == -EAGAIN || err == -EACCES)
+		err = -EBUSY;
+	return reason_set(why, err, err == -EBUSY ? "%s is in use by another program (a running VM?); stop it, or use one of its snapshots" : "locking %s",
+			  path);
+}
