@@ -41,7 +41,7 @@ static int take_bytes(int fd, unsigned perms, off_t base)
 static int test_bytes(int fd, unsigned perms, off_t base)
 {
 	for (int i = 0; i < NR_PERMS; i++) {
-		struct flock held;
+		struct flock held = {.l_type = F_UNLCK};
 		int err = perms & 1u << i ? lock_byte(fd, F_OFD_GETLK, F_WRLCK, base + i, &held) : 0;
 		if (err)
 			return err;

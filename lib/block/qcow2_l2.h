@@ -2,6 +2,7 @@
 #ifndef BLOCK_QCOW2_L2_H
 #define BLOCK_QCOW2_L2_H
 
+#include "base/bytes.h"
 #include "block/qcow2_header.h"
 #include "block/view.h"
 

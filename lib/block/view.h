@@ -59,6 +59,9 @@ bool view_equal(const struct view *a, const struct view *b);
 /* The first extent at GUEST_OFF, at most LEN bytes long. Beyond the end: zeros. */
 int view_map(struct view *view, uint64_t guest_off, uint64_t len, struct extent *ret);
 
+/* The descriptor that an EXTENT_DATA's host_off counts in; borrowed from the view. */
+int extent_fd(const struct extent *extent);
+
 /* Fills BUF; what lies beyond the virtual size reads as zeros. -EUCLEAN: a table or a cluster is damaged. -EIO. */
 int view_read(struct view *view, void *buf, size_t len, uint64_t guest_off);
 

@@ -1,0 +1,465 @@
+#include "block/image_priv.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <libgen.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/file.h"
+#include "base/mem.h"
+#include "block/qcow2_format.h"
+
+#define NR_BUCKETS	   1024u
+#define MAX_UNUSED	   512u /* images that stay open without a user */
+#define TABLE_CACHE_BYTES  (32u << 20)
+#define CLUSTER_CACHE_BYTES (16u << 20)
+
+struct image_cache {
+	const struct trust *trust; /* borrowed */
+	struct table_cache *tables;
+	struct cluster_cache *clusters;
+	pthread_mutex_t lock;
+	/* protected by lock */
+	struct image *buckets[NR_BUCKETS];
+	struct image *oldest, *newest; /* the unused ones */
+	size_t nr_unused;
+	uint64_t last_serial;
+};
+
+/* --- formats ---------------------------------------------------------------------------------------------------- */
+
+const char *image_format_name(enum image_format format)
+{
+	switch (format) {
+	case IMAGE_PROBE: return "probe";
+	case IMAGE_RAW: return "raw";
+	case IMAGE_QCOW2: return "qcow2";
+	}
+	return "?";
+}
+
+int image_format_parse(const char *name, enum image_format *ret)
+{
+	if (!name)
+		*ret = IMAGE_PROBE;
+	else if (strcmp(name, "raw") == 0)
+		*ret = IMAGE_RAW;
+	else if (strcmp(name, "qcow2") == 0)
+		*ret = IMAGE_QCOW2;
+	else
+		return -EOPNOTSUPP;
+	return 0;
+}
+
+/* What the first bytes say. Formats that QEMU would find out as well and that we don't read aren't taken for raw. */
+static int probe(int fd, enum image_format *ret, struct reason *why)
+{
+	static const struct {
+		const char *magic;
+		const char *name;
+	} others[] = {{"QED", "QED"}, {"KDMV", "VMDK"}, {"COWD", "VMDK"}, {"vhdxfile", "VHDX"}, {"conectix", "VPC"}, {"LUKS\xba\xbe", "LUKS"},
+		      {"<<< ", "VDI"}};
+	char head[16];
+	int err = file_read_padded(fd, head, sizeof head, 0);
+	if (err)
+		return err;
+	for (size_t i = 0; i < sizeof others / sizeof *others; i++)
+		if (memcmp(head, others[i].magic, strlen(others[i].magic)) == 0)
+			return reason_set(why, -EOPNOTSUPP, "it looks like a %s image; convert it with qemu-img, or say that it is raw", others[i].name);
+	*ret = memcmp(head, "QFI\xfb", 4) == 0 ? IMAGE_QCOW2 : IMAGE_RAW;
+	return 0;
+}
+
+/* --- opening and closing one file ---------------------------------------------------------------------------------- */
+
+static void image_free(struct image *image)
+{
+	if (!image)
+		return;
+	qcow2_snapshots_free(image->snapshots, image->header.nr_snapshots);
+	qcow2_header_done(&image->header);
+	if (image->fd >= 0)
+		close(image->fd);
+	if (image->data_fd >= 0)
+		close(image->data_fd);
+	free(image->data_path);
+	free(image->path);
+	pthread_mutex_destroy(&image->users_lock);
+	free(image);
+}
+
+static int load_raw(struct image *image)
+{
+	off_t end = lseek(image->fd, 0, SEEK_END);
+	if (end < 0)
+		return -errno;
+	image->virtual_size = ((uint64_t)end + 511) & ~511ull;
+	return 0;
+}
+
+static int open_data_file(struct image *image, struct reason *why)
+{
+	auto_free char *dir = strdup(image->path);
+	if (!dir)
+		return -ENOMEM;
+	int fd = trust_open(image->cache->trust, dirname(dir), image->header.data_file, O_RDONLY, &image->data_path, why);
+	if (fd < 0)
+		return reason_prefix(why, fd, "%s: data file: ", image->path);
+	image->data_fd = fd;
+	return fstat(fd, &image->data_st) < 0 ? -errno : 0;
+}
+
+static int load_qcow2(struct image *image, struct reason *why)
+{
+	uint64_t file_size = (uint64_t)lseek(image->fd, 0, SEEK_END);
+	int err = qcow2_header_load(image->fd, file_size, &image->header, why);
+	if (!err)
+		err = qcow2_snapshots_load(image->fd, file_size, &image->header, &image->snapshots, why);
+	if (err)
+		return reason_prefix(why, err, "%s: ", image->path);
+	const struct qcow2_header *h = &image->header;
+	image->virtual_size = h->virtual_size & ~511ull;
+	if (image->declared == IMAGE_PROBE && (h->backing_name || h->data_file))
+		return reason_set(why, -EACCES,
+				  "%s looks like qcow2 and names a further file, but nothing says that it is qcow2: a guest could have written that. "
+				  "Declare the format (in the domain XML, as backing format, or by the name's ending .qcow2)",
+				  image->path);
+	if (image_format_parse(h->backing_format, &image->backing_format) < 0)
+		return reason_set(why, -EOPNOTSUPP, "%s: backing format %s isn't read", image->path, h->backing_format);
+	return h->geo.has_data_file ? open_data_file(image, why) : 0;
+}
+
+static int image_load(struct image *image, struct reason *why)
+{
+	int err = 0;
+	image->format = image->declared;
+	if (image->format == IMAGE_PROBE) {
+		err = probe(image->fd, &image->format, why);
+		if (err)
+			return reason_prefix(why, err, "%s: ", image->path);
+	}
+	return image->format == IMAGE_RAW ? load_raw(image) : load_qcow2(image, why);
+}
+
+static bool same_file(const struct stat *a, const struct stat *b)
+{
+	return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
+}
+
+static bool same_state(const struct stat *a, const struct stat *b)
+{
+	return same_file(a, b) && a->st_size == b->st_size && a->st_mtim.tv_sec == b->st_mtim.tv_sec &&
+	       a->st_mtim.tv_nsec == b->st_mtim.tv_nsec && a->st_ctim.tv_sec == b->st_ctim.tv_sec &&
+	       a->st_ctim.tv_nsec == b->st_ctim.tv_nsec;
+}
+
+bool image_is_current(const struct image *image)
+{
+	struct stat st;
+	if (fstat(image->fd, &st) < 0 || !same_state(&st, &image->st) || !st.st_nlink)
+		return false;
+	return image->data_fd < 0 || (fstat(image->data_fd, &st) == 0 && same_state(&st, &image->data_st));
+}
+
+/* --- the cache ---------------------------------------------------------------------------------------------------------- */
+
+int image_cache_new(const struct trust *trust, struct image_cache **ret)
+{
+	struct image_cache *cache = calloc(1, sizeof *cache);
+	if (!cache)
+		return -ENOMEM;
+	cache->trust = trust;
+	pthread_mutex_init(&cache->lock, NULL);
+	int err = table_cache_new(TABLE_CACHE_BYTES, &cache->tables);
+	if (!err)
+		err = cluster_cache_new(CLUSTER_CACHE_BYTES, &cache->clusters);
+	if (err)
+		image_cache_free(cache);
+	else
+		*ret = cache;
+	return err;
+}
+
+void image_cache_free(struct image_cache *cache)
+{
+	if (!cache)
+		return;
+	for (struct image *image = cache->oldest, *newer; image; image = newer) {
+		newer = image->newer;
+		image_free(image);
+	}
+	table_cache_free(cache->tables);
+	cluster_cache_free(cache->clusters);
+	pthread_mutex_destroy(&cache->lock);
+	free(cache);
+}
+
+const struct trust *image_cache_trust(const struct image_cache *cache)
+{
+	return cache->trust;
+}
+
+struct table_cache *image_cache_tables(const struct image_cache *cache)
+{
+	return cache->tables;
+}
+
+struct cluster_cache *image_cache_clusters(const struct image_cache *cache)
+{
+	return cache->clusters;
+}
+
+static struct image **bucket_of(struct image_cache *cache, const struct stat *st)
+{
+	return &cache->buckets[(st->st_ino ^ st->st_dev * 31) % NR_BUCKETS];
+}
+
+static void unused_unlink_locked(struct image_cache *cache, struct image *image)
+{
+	*(image->older ? &image->older->newer : &cache->oldest) = image->newer;
+	*(image->newer ? &image->newer->older : &cache->newest) = image->older;
+	image->older = image->newer = NULL;
+	cache->nr_unused--;
+}
+
+static void unused_push_locked(struct image_cache *cache, struct image *image)
+{
+	image->older = cache->newest;
+	image->newer = NULL;
+	*(cache->newest ? &cache->newest->newer : &cache->oldest) = image;
+	cache->newest = image;
+	cache->nr_unused++;
+}
+
+/* Out of the table; who uses it keeps it. Returns it when nobody does: the caller frees it once the lock is dropped. */
+static struct image *forget_locked(struct image_cache *cache, struct image *image)
+{
+	struct image **link = bucket_of(cache, &image->st);
+	while (*link != image)
+		link = &(*link)->next;
+	*link = image->next;
+	image->stale = true;
+	if (image->nr_users)
+		return NULL;
+	unused_unlink_locked(cache, image);
+	return image;
+}
+
+/* A reference to the open image of that file, if it is still what was opened. */
+static struct image *lookup(struct image_cache *cache, const struct stat *st, enum image_format declared)
+{
+	struct image *gone = NULL;
+	pthread_mutex_lock(&cache->lock);
+	struct image *image = *bucket_of(cache, st);
+	while (image && !(same_file(&image->st, st) && image->declared == declared))
+		image = image->next;
+	if (image && !(same_state(&image->st, st) && image_is_current(image))) {
+		gone = forget_locked(cache, image);
+		image = NULL;
+	}
+	if (image && image->nr_users++ == 0)
+		unused_unlink_locked(cache, image);
+	pthread_mutex_unlock(&cache->lock);
+	image_free(gone);
+	return image;
+}
+
+static void insert(struct image_cache *cache, struct image *image)
+{
+	pthread_mutex_lock(&cache->lock);
+	image->nr_users = 1;
+	struct image **bucket = bucket_of(cache, &image->st);
+	image->next = *bucket;
+	*bucket = image;
+	pthread_mutex_unlock(&cache->lock);
+}
+
+static int image_new(struct image_cache *cache, int fd, char *path, enum image_format format, struct image **ret)
+{
+	struct image *image = calloc(1, sizeof *image);
+	if (!image)
+		return -ENOMEM;
+	image->cache = cache;
+	image->fd = fd;
+	image->data_fd = -1;
+	image->path = path;
+	image->declared = format;
+	pthread_mutex_init(&image->users_lock, NULL);
+	pthread_mutex_lock(&cache->lock);
+	image->serial = ++cache->last_serial;
+	pthread_mutex_unlock(&cache->lock);
+	*ret = image;
+	return 0;
+}
+
+int image_open(struct image_cache *cache, const char *base_dir, const char *name, enum image_format format,
+	       struct image **ret, struct reason *why)
+{
+	auto_free char *path = NULL;
+	auto_close int fd = trust_open(cache->trust, base_dir, name, O_RDONLY, &path, why);
+	if (fd < 0)
+		return fd;
+	struct stat st;
+	if (fstat(fd, &st) < 0)
+		return reason_set(why, -errno, "%s: %s", path, strerror(errno));
+	struct image *image = lookup(cache, &st, format);
+	if (!image) {
+		int err = image_new(cache, fd, path, format, &image);
+		if (err)
+			return err;
+		take_fd(&fd); /* the image's now, as the path */
+		image->path = take_ptr(path);
+		image->st = st;
+		err = image_load(image, why);
+		if (err) {
+			image_free(image);
+			return err;
+		}
+		insert(cache, image);
+	}
+	*ret = image;
+	return 0;
+}
+
+struct image *image_ref(struct image *image)
+{
+	pthread_mutex_lock(&image->cache->lock);
+	image->nr_users++;
+	pthread_mutex_unlock(&image->cache->lock);
+	return image;
+}
+
+void image_put(struct image *image)
+{
+	if (!image)
+		return;
+	struct image_cache *cache = image->cache;
+	struct image *gone = NULL;
+	pthread_mutex_lock(&cache->lock);
+	if (--image->nr_users == 0 && image->stale) {
+		gone = image;
+	} else if (image->nr_users == 0) {
+		unused_push_locked(cache, image);
+		if (cache->nr_unused > MAX_UNUSED)
+			gone = forget_locked(cache, cache->oldest);
+	}
+	pthread_mutex_unlock(&cache->lock);
+	image_free(gone);
+}
+
+/* --- what it says ------------------------------------------------------------------------------------------------------------- */
+
+const char *image_path(const struct image *image)
+{
+	return image->path;
+}
+
+const struct stat *image_stat(const struct image *image)
+{
+	return &image->st;
+}
+
+enum image_format image_format(const struct image *image)
+{
+	return image->format;
+}
+
+uint64_t image_virtual_size(const struct image *image)
+{
+	return image->virtual_size;
+}
+
+const char *image_backing_name(const struct image *image)
+{
+	return image->header.backing_name;
+}
+
+enum image_format image_backing_format(const struct image *image)
+{
+	return image->backing_format;
+}
+
+const char *image_data_path(const struct image *image)
+{
+	return image->data_path;
+}
+
+uint32_t image_cluster_size(const struct image *image)
+{
+	return image->format == IMAGE_QCOW2 ? (uint32_t)qcow2_cluster_size(&image->header.geo) : 0;
+}
+
+uint32_t image_nr_snapshots(const struct image *image)
+{
+	return image->header.nr_snapshots;
+}
+
+const struct image_snapshot *image_snapshot(const struct image *image, uint32_t i)
+{
+	return &image->snapshots[i];
+}
+
+int image_find_snapshot(const struct image *image, const char *tag)
+{
+	for (uint32_t i = 0; i < image->header.nr_snapshots; i++)
+		if (strcmp(image->snapshots[i].name, tag) == 0)
+			return (int)i;
+	for (uint32_t i = 0; i < image->header.nr_snapshots; i++)
+		if (strcmp(image->snapshots[i].id, tag) == 0)
+			return (int)i;
+	return -1;
+}
+
+int image_data_fd(const struct image *image)
+{
+	return image->data_fd >= 0 ? image->data_fd : image->fd;
+}
+
+/* --- locks ------------------------------------------------------------------------------------------------------------------------- */
+
+static int take_locks(struct image *image, enum image_lock_kind kind, struct reason *why)
+{
+	int err = image_locks_take(image->fd, kind, image->path, why);
+	if (!err && image->data_fd >= 0) {
+		err = image_locks_take(image->data_fd, kind, image->data_path, why);
+		if (err)
+			image_locks_drop(image->fd);
+	}
+	return err;
+}
+
+static void drop_locks(struct image *image)
+{
+	image_locks_drop(image->fd);
+	if (image->data_fd >= 0)
+		image_locks_drop(image->data_fd);
+}
+
+int image_lock(struct image *image, enum image_lock_kind kind, struct reason *why)
+{
+	pthread_mutex_lock(&image->users_lock);
+	unsigned *nr = kind == IMAGE_LOCK_READ ? &image->nr_readers : &image->nr_quiet;
+	int err = 0;
+	if (*nr == 0 && image->nr_readers == 0)
+		err = take_locks(image, kind, why);
+	if (!err)
+		++*nr;
+	else if (image->nr_quiet)
+		take_locks(image, IMAGE_LOCK_QUIET, NULL);
+	pthread_mutex_unlock(&image->users_lock);
+	return err;
+}
+
+void image_unlock(struct image *image, enum image_lock_kind kind)
+{
+	pthread_mutex_lock(&image->users_lock);
+	--*(kind == IMAGE_LOCK_READ ? &image->nr_readers : &image->nr_quiet);
+	if (image->nr_readers == 0) {
+		drop_locks(image);
+		if (image->nr_quiet)
+			take_locks(image, IMAGE_LOCK_QUIET, NULL);
+	}
+	pthread_mutex_unlock(&image->users_lock);
+}

@@ -1,0 +1,65 @@
+/* The inside of an image, for lib/block alone. */
+#ifndef BLOCK_IMAGE_PRIV_H
+#define BLOCK_IMAGE_PRIV_H
+
+#include <pthread.h>
+
+#include "block/cluster_cache.h"
+#include "block/image.h"
+#include "block/image_locks.h"
+#include "block/qcow2_header.h"
+#include "block/table_cache.h"
+#include "block/view.h"
+
+struct image {
+	struct image_cache *cache; /* borrowed */
+	uint64_t serial;	   /* what the bounded caches know it by; never used again */
+	int fd;
+	char *path; /* real */
+	struct stat st;
+	enum image_format declared; /* IMAGE_PROBE stays so here */
+	enum image_format format;
+	uint64_t virtual_size;
+	enum image_format backing_format;
+	/* qcow2 */
+	struct qcow2_header header;
+	struct image_snapshot *snapshots;
+	int data_fd; /* -1: the image itself has the data */
+	char *data_path;
+	struct stat data_st;
+
+	/* protected by cache->lock */
+	unsigned nr_users;
+	bool stale; /* no longer in the cache: goes with its last user */
+	struct image *older, *newer; /* among the unused ones, by last use */
+	struct image *next;	     /* in its bucket */
+
+	pthread_mutex_t users_lock;
+	/* protected by users_lock: who has image locks */
+	unsigned nr_readers, nr_quiet;
+};
+
+/* The state of an image that a layer shows. */
+struct layer {
+	struct image *image; /* a reference */
+	const struct image_snapshot *snapshot; /* NULL: active */
+	uint64_t l1_offset;
+	uint32_t l1_size;
+	uint64_t virtual_size;
+};
+
+struct table_cache *image_cache_tables(const struct image_cache *cache);
+struct cluster_cache *image_cache_clusters(const struct image_cache *cache);
+
+/* Where the bytes of its EXTENT_DATA are. */
+int image_data_fd(const struct image *image);
+
+/* KIND is IMAGE_LOCK_READ or IMAGE_LOCK_QUIET; calls nest. */
+int image_lock(struct image *image, enum image_lock_kind kind, struct reason *why);
+void image_unlock(struct image *image, enum image_lock_kind kind);
+
+/* The first extent of the layer alone at GUEST_OFF, at most LEN bytes. EXACT: the holes of a raw file are zeros, else it
+ * is data all through. No check against virtual_size: the vmstate lies behind it. */
+int layer_map(const struct layer *layer, uint64_t guest_off, uint64_t len, bool exact, struct extent *ret);
+
+#endif

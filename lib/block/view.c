@@ -1,0 +1,401 @@
+#include "block/view.h"
+
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/file.h"
+#include "base/mem.h"
+#include "block/image_priv.h"
+#include "block/qcow2_format.h"
+
+/* Lookups in layers that view_allocated spends before it takes the files' word for it. */
+#define ALLOCATED_LOOKUPS_MAX 65536u
+
+struct view {
+	atomic_uint nr_users;
+	struct layer *layers; /* top first */
+	size_t nr_layers, cap_layers;
+	uint64_t virtual_size;
+};
+
+static uint64_t min_u64(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
+/* --- opening ---------------------------------------------------------------------------------------------------- */
+
+static void view_free(struct view *view)
+{
+	if (!view)
+		return;
+	for (size_t i = 0; i < view->nr_layers; i++)
+		image_put(view->layers[i].image);
+	free(view->layers);
+	free(view);
+}
+
+/* Takes over the reference to IMAGE, also on failure. */
+static int push_layer(struct view *view, struct image *image, const struct image_snapshot *snapshot)
+{
+	if (mem_grow(&view->layers, &view->cap_layers, view->nr_layers + 1, sizeof *view->layers) < 0) {
+		image_put(image);
+		return -ENOMEM;
+	}
+	view->layers[view->nr_layers++] = (struct layer){
+		.image = image,
+		.snapshot = snapshot,
+		.l1_offset = snapshot ? snapshot->l1_offset : image->header.l1_offset,
+		.l1_size = snapshot ? snapshot->l1_size : image->header.l1_size,
+		.virtual_size = snapshot ? snapshot->virtual_size & ~511ull : image->virtual_size,
+	};
+	return 0;
+}
+
+/* The directory in which NAME, itself relative to DIR, names its own backing file: as it is written, not as it resolves,
+ * which is how QEMU has it. */
+static char *named_dir(const char *dir, const char *name)
+{
+	const char *slash = strrchr(name, '/');
+	char *made = NULL;
+	if (!slash)
+		return strdup(dir ? dir : "/");
+	int head = slash == name ? 1 : (int)(slash - name);
+	if (*name == '/' || !dir)
+		return strndup(name, (size_t)head);
+	return asprintf(&made, "%s/%.*s", dir, head, name) < 0 ? NULL : made;
+}
+
+/* Brent: a chain that comes back to itself meets a layer that was marked. */
+struct loop_guard {
+	const struct image *marked;
+	size_t steps, limit;
+};
+
+static bool loop_guard_hit(struct loop_guard *guard, const struct image *image)
+{
+	if (image == guard->marked)
+		return true;
+	if (++guard->steps >= guard->limit) {
+		guard->marked = image;
+		guard->limit *= 2;
+		guard->steps = 0;
+	}
+	return false;
+}
+
+/* Pushes the chain below IMAGE, whose own backing name is relative to *DIR. */
+static int push_backing(struct image_cache *cache, struct view *view, struct image *image, char **dir, struct reason *why)
+{
+	struct loop_guard guard = {.marked = image, .limit = 1};
+	while (image_backing_name(image)) {
+		const char *name = image_backing_name(image);
+		struct image *below = NULL;
+		int err = image_open(cache, *dir, name, image_backing_format(image), &below, why);
+		if (err)
+			return reason_prefix(why, err, "backing file of %s: ", image_path(image));
+		char *next_dir = named_dir(*dir, name);
+		free(*dir);
+		*dir = next_dir;
+		bool loop = loop_guard_hit(&guard, below);
+		err = push_layer(view, below, NULL);
+		if (err || !*dir)
+			return -ENOMEM;
+		if (loop)
+			return reason_set(why, -EUCLEAN, "%s: its backing chain comes back to itself", image_path(below));
+		image = below;
+	}
+	return 0;
+}
+
+static struct view *view_new(void)
+{
+	struct view *view = calloc(1, sizeof *view);
+	if (view)
+		atomic_init(&view->nr_users, 1);
+	return view;
+}
+
+static int push_top(struct image_cache *cache, struct view *view, const struct disk_source *source, struct reason *why)
+{
+	struct image *image = NULL;
+	int err = image_open(cache, NULL, source->path, source->format, &image, why);
+	if (err)
+		return err;
+	const struct image_snapshot *snapshot = NULL;
+	if (source->snapshot) {
+		int i = image_find_snapshot(image, source->snapshot);
+		if (i < 0) {
+			image_put(image);
+			return reason_set(why, -ENOENT, "%s has no internal snapshot %s", source->path, source->snapshot);
+		}
+		snapshot = image_snapshot(image, (uint32_t)i);
+	}
+	return push_layer(view, image, snapshot);
+}
+
+int view_open(struct image_cache *cache, const struct disk_source *source, struct view **ret, struct reason *why)
+{
+	struct view *view = view_new();
+	auto_free char *dir = named_dir(NULL, source->path);
+	int err = view && dir ? push_top(cache, view, source, why) : -ENOMEM;
+	if (!err)
+		err = push_backing(cache, view, view->layers[0].image, &dir, why);
+	if (err) {
+		view_free(view);
+		return err;
+	}
+	view->virtual_size = view->layers[0].virtual_size;
+	*ret = view;
+	return 0;
+}
+
+int view_open_backing(struct image_cache *cache, struct image *image, struct view **ret, struct reason *why)
+{
+	if (!image_backing_name(image)) {
+		*ret = NULL;
+		return 0;
+	}
+	struct view *view = view_new();
+	auto_free char *dir = named_dir(NULL, image_path(image));
+	int err = view && dir ? push_backing(cache, view, image, &dir, why) : -ENOMEM;
+	if (err) {
+		view_free(view);
+		return err;
+	}
+	view->virtual_size = view->layers[0].virtual_size;
+	*ret = view;
+	return 0;
+}
+
+struct view *view_ref(struct view *view)
+{
+	if (view)
+		atomic_fetch_add(&view->nr_users, 1);
+	return view;
+}
+
+void view_put(struct view *view)
+{
+	if (view && atomic_fetch_sub(&view->nr_users, 1) == 1)
+		view_free(view);
+}
+
+/* --- what it is ---------------------------------------------------------------------------------------------------- */
+
+uint64_t view_virtual_size(const struct view *view)
+{
+	return view->virtual_size;
+}
+
+size_t view_depth(const struct view *view)
+{
+	return view->nr_layers;
+}
+
+struct image *view_layer(const struct view *view, size_t i)
+{
+	return view->layers[i].image;
+}
+
+const struct image_snapshot *view_snapshot(const struct view *view)
+{
+	return view->layers[0].snapshot;
+}
+
+bool view_equal(const struct view *a, const struct view *b)
+{
+	if (!a || !b || a->nr_layers != b->nr_layers)
+		return a == b;
+	for (size_t i = 0; i < a->nr_layers; i++)
+		if (a->layers[i].image != b->layers[i].image || a->layers[i].l1_offset != b->layers[i].l1_offset)
+			return false;
+	return true;
+}
+
+void view_access(const struct view *view, struct access *ret)
+{
+	access_init(ret, image_stat(view->layers[0].image));
+	for (size_t i = 0; i < view->nr_layers; i++) {
+		const struct image *image = view->layers[i].image;
+		access_restrict(ret, &image->st);
+		access_restrict_parents(ret, image->path);
+		if (image->data_fd >= 0) {
+			access_restrict(ret, &image->data_st);
+			access_restrict_parents(ret, image->data_path);
+		}
+	}
+}
+
+/* --- reading --------------------------------------------------------------------------------------------------------- */
+
+/* The first extent through all layers. NR_LOOKUPS counts the layers asked. */
+static int map_layers(struct view *view, uint64_t guest_off, uint64_t len, bool exact, struct extent *ret, uint64_t *nr_lookups)
+{
+	for (size_t i = 0; i < view->nr_layers; i++) {
+		const struct layer *layer = &view->layers[i];
+		if (guest_off >= layer->virtual_size)
+			break; /* a shorter layer hides what is longer below it */
+		struct extent e;
+		int err = layer_map(layer, guest_off, min_u64(len, layer->virtual_size - guest_off), exact, &e);
+		if (err)
+			return err;
+		++*nr_lookups;
+		if (e.kind != EXTENT_UNALLOCATED) {
+			*ret = e;
+			return 0;
+		}
+		len = e.len;
+	}
+	*ret = (struct extent){.guest_off = guest_off, .len = len, .kind = EXTENT_ZERO};
+	return 0;
+}
+
+int view_map(struct view *view, uint64_t guest_off, uint64_t len, struct extent *ret)
+{
+	uint64_t nr_lookups = 0;
+	return map_layers(view, guest_off, len, true, ret, &nr_lookups);
+}
+
+int extent_fd(const struct extent *extent)
+{
+	return image_data_fd(extent->image);
+}
+
+static int read_extent(const struct extent *e, void *buf)
+{
+	const struct image *image = e->image;
+	switch (e->kind) {
+	case EXTENT_DATA: return file_read_padded(image_data_fd(image), buf, e->len, e->host_off);
+	case EXTENT_COMPRESSED:;
+		struct compressed_cluster cluster = {
+			.serial = image->serial,
+			.fd = image->fd,
+			.host_off = e->host_off,
+			.host_len = e->host_len,
+			.compression = image->header.compression,
+			.cluster_size = (uint32_t)qcow2_cluster_size(&image->header.geo),
+		};
+		return cluster_cache_read(image_cache_clusters(image->cache), &cluster, e->cluster_off, buf, e->len);
+	case EXTENT_ZERO:
+	case EXTENT_UNALLOCATED: memset(buf, 0, e->len); return 0;
+	}
+	return -EINVAL;
+}
+
+/* Whether B continues A in the same file, so that one read serves both. */
+static bool extent_continues(const struct extent *a, const struct extent *b)
+{
+	if (a->kind != b->kind || a->kind == EXTENT_COMPRESSED)
+		return false;
+	return a->kind == EXTENT_ZERO || (a->image == b->image && a->host_off + a->len == b->host_off);
+}
+
+int view_read(struct view *view, void *buf, size_t len, uint64_t guest_off)
+{
+	struct extent run = {0};
+	char *to = buf;
+	uint64_t nr_lookups = 0;
+	while (len) {
+		struct extent e;
+		int err = map_layers(view, guest_off, len, false, &e, &nr_lookups);
+		if (!err && run.len && extent_continues(&run, &e)) {
+			run.len += e.len;
+		} else if (!err) {
+			if (run.len)
+				err = read_extent(&run, to);
+			to += run.len;
+			run = e;
+		}
+		if (err)
+			return err;
+		guest_off += e.len;
+		len -= e.len;
+	}
+	return run.len ? read_extent(&run, to) : 0;
+}
+
+int view_read_vmstate(struct view *view, void *buf, size_t len, uint64_t off)
+{
+	const struct layer *layer = &view->layers[0];
+	if (!layer->snapshot || !layer->snapshot->vm_state_size)
+		return -ENOENT;
+	/* QEMU keeps it right behind the disk, as it was then, at the next L2 table's first byte. */
+	const struct qcow2_geometry *geo = &layer->image->header.geo;
+	uint64_t start = qcow2_l1_needed(geo, layer->snapshot->virtual_size) << qcow2_l2_span_bits(geo);
+	char *to = buf;
+	while (len) {
+		struct extent e;
+		int err = layer_map(layer, start + off, len, false, &e);
+		if (!err)
+			err = read_extent(&e, to);
+		if (err)
+			return err;
+		to += e.len;
+		off += e.len;
+		len -= e.len;
+	}
+	return 0;
+}
+
+static uint64_t files_bytes(const struct view *view)
+{
+	uint64_t sum = 0;
+	for (size_t i = 0; i < view->nr_layers; i++) {
+		const struct image *image = view->layers[i].image;
+		sum += (uint64_t)(image->data_fd >= 0 ? image->data_st : image->st).st_blocks * 512;
+	}
+	return sum;
+}
+
+int view_allocated(struct view *view, uint64_t *ret_bytes)
+{
+	uint64_t nr_lookups = 0, sum = 0;
+	for (uint64_t off = 0; off < view->virtual_size;) {
+		struct extent e;
+		int err = map_layers(view, off, view->virtual_size - off, true, &e, &nr_lookups);
+		if (err)
+			return err;
+		if (e.kind != EXTENT_ZERO)
+			sum += e.len;
+		off += e.len;
+		if (nr_lookups > ALLOCATED_LOOKUPS_MAX) {
+			sum = min_u64(files_bytes(view), view->virtual_size);
+			break;
+		}
+	}
+	*ret_bytes = sum;
+	return 0;
+}
+
+/* --- locks -------------------------------------------------------------------------------------------------------------- */
+
+static enum image_lock_kind lock_kind(const struct view *view, size_t i)
+{
+	return i == 0 && view->layers[0].snapshot ? IMAGE_LOCK_QUIET : IMAGE_LOCK_READ;
+}
+
+static void unlock_first(struct view *view, size_t nr)
+{
+	for (size_t i = 0; i < nr; i++)
+		image_unlock(view->layers[i].image, lock_kind(view, i));
+}
+
+int view_lock(struct view *view, struct reason *why)
+{
+	for (size_t i = 0; i < view->nr_layers; i++) {
+		int err = image_lock(view->layers[i].image, lock_kind(view, i), why);
+		if (err) {
+			unlock_first(view, i);
+			return err;
+		}
+	}
+	return 0;
+}
+
+void view_unlock(struct view *view)
+{
+	unlock_first(view, view->nr_layers);
+}
