@@ -34,7 +34,10 @@ struct domain {
 	size_t nr_disks;
 };
 
-/* Parses a <domain> element. -EINVAL: not a domain, no name. The caller frees with domain_done. */
+#define DOMAIN_DISKS_MAX 4000 /* disk ids of a VM have 12 bits */
+
+/* Parses a <domain> element. -EINVAL: not a domain, no name; or its disks: one without a target, two with the same, a
+ * target that can't be a file name, too many. The caller frees with domain_done. */
 int domain_parse(xmlNodePtr node, struct domain *ret, struct reason *why);
 int domain_parse_text(const char *text, size_t len, struct domain *ret, struct reason *why);
 void domain_done(struct domain *domain);
@@ -46,21 +49,29 @@ struct domain_disk_file {
 	const char *format; /* "qcow2", "raw" */
 };
 
-/* The configuration with NAME and UUID, and with exactly these disks: a <disk device='disk'> whose target is in FILES gets that file
- * (type='file', source, driver type; its <backingStore> and <mirror> go, its snapshot-irrelevant rest is kept), file disks
- * that aren't in FILES go, network disks, CD-ROMs, LUNs and so on stay, and a file without a <disk> gets a new one (bus by its
- * name: vd* virtio, sd* scsi→sata where no scsi controller is needed, hd* ide, xvd* xen). TEXT is a whole <domain>. The caller frees. */
+/* The configuration with NAME and UUID (NULL: as they are), and with exactly these disks.
+ *
+ * A <disk device='disk'> whose target is in FILES gets that file: type='file', source, driver type. Its <backingStore> and
+ * <mirror> go, and where the file is another one, all that described the old source; the rest is kept. File and block disks that
+ * aren't in FILES go: a copy that kept them would write to the original's. Network disks, CD-ROMs, LUNs and so on stay.
+ * A file without a <disk> gets a new one, its bus by its name: vd* virtio, sd* scsi where the domain has such a
+ * controller, else sata, hd* ide, xvd* xen.
+ *
+ * TEXT is a whole <domain>. -EINVAL: it isn't, or a target no bus is known for; -EEXIST: the target is taken by a
+ * device that stays (a CD-ROM), or twice in FILES. The caller frees. */
 int domain_render(const char *text, size_t len, const char *name, const char *uuid, const struct domain_disk_file *files,
 		  size_t nr_files, char **ret_text, struct reason *why);
 
 /* Gives a copied configuration an identity of its own, as virt-clone does: name, UUID (also in <sysinfo>), a new <genid> where there is
- * one, title dropped, every interface's MAC address new (vendor prefix kept) and its target dev dropped, graphics ports automatic, guest-agent
- * channel and serial file paths that hold the old name renamed, <nvram> pointing at NVRAM_PATH (NULL: left out as
- * virt-clone would find it), id and seclabel of a running instance dropped. Nothing else is touched. The caller frees. */
+ * one, title dropped, every interface's MAC address new (vendor prefix kept) and its target dev dropped, graphics ports automatic,
+ * paths that hold the old name renamed where QEMU makes the file (channel sockets, file and socket serial ports and consoles, their
+ * logs, graphics sockets), <nvram> pointing at NVRAM_PATH (NULL: left out), id and labels of a running instance dropped. Nothing
+ * else is touched. -EINVAL: not a <domain>, or a name that can't be a file's. The caller frees. */
 int domain_clone_identity(const char *text, size_t len, const char *name, const char *uuid, const char *nvram_path,
 			  char **ret_text, struct reason *why);
 
-/* A minimal valid configuration (libvirt schema) without disks, for bare images and empty clones. The caller frees. */
+/* A minimal valid configuration (libvirt schema) without disks, for bare images and empty clones: KVM, x86-64, BIOS,
+ * 2 GiB, a serial console and VNC. UUID NULL: none. The caller frees. */
 int domain_minimal(const char *name, const char *uuid, char **ret_text);
 
 #endif

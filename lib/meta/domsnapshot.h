@@ -35,14 +35,18 @@ struct domsnapshot {
 	size_t nr_disks;
 };
 
+/* -EINVAL: not a <domainsnapshot>, no name, or its <domain> is a bad one (domain_parse). What else is missing or
+ * unknown gets libvirt's default. The caller frees with domsnapshot_done. */
 int domsnapshot_parse_text(const char *text, size_t len, struct domsnapshot *ret, struct reason *why);
 void domsnapshot_done(struct domsnapshot *snapshot);
 
-/* Where disk TARGET was kept; disks not listed in a snapshot that lists others: libvirt's default for its kind
+/* Where disk TARGET was kept; disks not listed in a snapshot that lists others: libvirt's default, which is what the
+ * <disk> itself says (attribute snapshot), none for a read-only disk or one without a source, else by kind of snapshot
  * (external for disk-snapshot state or external memory, else internal). */
 enum domsnapshot_location domsnapshot_disk_location(const struct domsnapshot *snapshot, const char *target);
 
-/* Only the <domain> of that moment, as text; -ENOENT: it holds none. The caller frees. */
+/* Only the <domain> of that moment, as text, its lines as far left as if it stood alone; -ENOENT: it holds none, or only
+ * the UUID that libvirt kept long ago. The caller frees. */
 int domsnapshot_domain_text(const char *text, size_t len, char **ret_text, struct reason *why);
 
 /* The public form: what only libvirt's private form has is taken out, so that it validates. The caller frees. */
@@ -58,7 +62,8 @@ struct domsnapshot_spec {
 	const char *domain_text; /* a whole <domain> without XML declaration; NULL: none */
 };
 
-/* A valid <domainsnapshot> (libvirt schema). The caller frees. */
+/* A valid <domainsnapshot> (libvirt schema). -EINVAL: a text that XML can't hold, or DOMAIN_TEXT isn't a domain. The
+ * caller frees. */
 int domsnapshot_render(const struct domsnapshot_spec *spec, char **ret_text);
 
 #endif

@@ -15,7 +15,7 @@
 /* Once, before any thread: switches external entities off for the process. */
 void xml_init(void);
 
-/* The caller frees with xmlFreeDoc. */
+/* The caller frees with xmlFreeDoc, or has declared it auto_doc. TEXT needs no terminating NUL. */
 int xml_parse(const char *text, size_t len, xmlDocPtr *ret, struct reason *why);
 
 /* NODE and all below it as text with an XML declaration left out; the caller frees with free(). Namespace declarations in scope are kept. */
@@ -30,5 +30,8 @@ xmlNodePtr xml_next(xmlNodePtr node, const char *name);
 /* Text content with white space trimmed, or an attribute; NULL: absent or empty. The caller frees with free(). */
 char *xml_text(xmlNodePtr node);
 char *xml_attr(xmlNodePtr node, const char *name);
+
+void xml_cleanup_doc(xmlDocPtr *doc);
+#define auto_doc __attribute__((cleanup(xml_cleanup_doc)))
 
 #endif
