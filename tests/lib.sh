@@ -240,7 +240,11 @@ oracle() { # IMAGE FORMAT OUT [SNAPSHOT]
 	fi
 	copy=$(dirname "$image")/.oracle.$BASHPID
 	cp --sparse=always "$image" "$copy"
-	qemu-img snapshot -a "$snapshot" "$copy"
+	qemu-img snapshot -a "$snapshot" "$copy" 2>/dev/null || {
+		# Refcounts of two bits have no room for one reference more.
+		qemu-img amend -f qcow2 -o refcount_bits=16 "$copy"
+		qemu-img snapshot -a "$snapshot" "$copy"
+	}
 	qemu-img convert -U -f "$format" -O raw "$copy" "$out"
 	rm -f "$copy"
 }
