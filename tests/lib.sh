@@ -216,6 +216,11 @@ events_with() { # MNT TEXT
 	grep -cF -- "$2" "$1/events" || true
 }
 
+# No work goes on in the background any more.
+jobs_done() { # MNT
+	[ -z "$(ls "$1/jobs")" ]
+}
+
 # --- images ----------------------------------------------------------------------------------------------------------
 
 img() {
