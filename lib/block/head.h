@@ -39,8 +39,7 @@ struct view *head_below(struct head *head); /* a new reference; NULL: none */
 
 int head_read(struct head *head, void *buf, size_t len, uint64_t guest_off);
 
-/* Grows the disk where it ends beyond it. What lies between the old end and GUEST_OFF becomes zeros. Bytes that equal what the view beneath
- * has at the same place take no space. */
+/* Grows the disk where it ends beyond it. What lies between the old end and GUEST_OFF becomes zeros. */
 int head_write(struct head *head, const void *buf, size_t len, uint64_t guest_off);
 
 /* Zeros [GUEST_OFF, +LEN) and gives the space back; doesn't grow the disk. */
@@ -55,10 +54,11 @@ int head_flush(struct head *head);
 /* The first extent at GUEST_OFF: data or zeros. */
 int head_map(struct head *head, uint64_t guest_off, uint64_t len, struct extent *ret);
 
-/* Whether nothing was ever written to the overlay and nothing lies beneath it. */
+/* Whether nothing was ever written to the overlay and nothing lies beneath it (it may have a size). */
 bool head_is_blank(struct head *head);
 
-/* Puts a blank head over VIEW (its file then names the backing file in SPEC, whose virtual_size is the new size).
+/* Puts a blank head over VIEW: its file then names the backing file in SPEC, and the first virtual_size bytes of SPEC read as
+ * VIEW's; a disk that was larger stays so, with zeros behind. From then on, writes that equal what VIEW has take no space.
  * Atomic: a new file renamed over the old one. */
 int head_adopt(struct head *head, struct view *view, const struct overlay_spec *spec);
 

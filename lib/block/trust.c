@@ -247,7 +247,8 @@ static int open_beneath(const struct trust_root *root, const char *real, int ope
 	const char *below = real + strlen(root->real);
 	below += strspn(below, "/");
 	struct open_how how = {
-		.flags = (uint64_t)(open_flags | O_CLOEXEC | O_NONBLOCK | O_NOCTTY),
+		/* openat2 refuses what has no meaning together with O_PATH. */
+		.flags = (uint64_t)(open_flags | O_CLOEXEC | (open_flags & O_PATH ? 0 : O_NONBLOCK | O_NOCTTY)),
 		.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS,
 	};
 	long fd = syscall(SYS_openat2, root->fd, below, &how, sizeof how);

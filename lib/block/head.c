@@ -1,0 +1,305 @@
+#include "block/head.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/file.h"
+#include "base/mem.h"
+#include "block/head_priv.h"
+#include "block/image_locks.h"
+#include "block/qcow2_format.h"
+
+/* --- opening -------------------------------------------------------------------------------------------------------- */
+
+static void head_free(struct head *head)
+{
+	if (!head)
+		return;
+	tables_done(head);
+	space_done(&head->space);
+	qcow2_header_done(&head->header);
+	view_put(head->below);
+	if (head->fd >= 0)
+		close(head->fd);
+	pthread_rwlock_destroy(&head->gate);
+	pthread_mutex_destroy(&head->flush_lock);
+	pthread_mutex_destroy(&head->lock);
+	pthread_cond_destroy(&head->changed);
+	free(head->name);
+	free(head->path);
+	free(head);
+}
+
+static int check_writable(const struct qcow2_header *h, struct reason *why)
+{
+	if (h->incompatible & QCOW2_INCOMPAT_CORRUPT)
+		return reason_set(why, -EUCLEAN, "marked as corrupt; repair it with qemu-img check -r all");
+	uint64_t features = h->incompatible & ~(uint64_t)QCOW2_INCOMPAT_DIRTY;
+	if (features != QCOW2_INCOMPAT_EXTENDED_L2 || h->refcount_order != 4)
+		return reason_set(why, -EOPNOTSUPP, "a qcow2 variant that isn't written to (features 0x%llx, refcount order %u)",
+				  (unsigned long long)h->incompatible, h->refcount_order);
+	if (h->nr_snapshots)
+		return reason_set(why, -EOPNOTSUPP, "another program has put internal snapshots into it; delete them with qemu-img snapshot -d");
+	return 0;
+}
+
+/* Opens the file of HEAD and finds out all about it. */
+static int load(struct head *head, struct reason *why)
+{
+	head->fd = openat(head->dirfd, head->name, O_RDWR | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
+	if (head->fd < 0)
+		return reason_set(why, -errno, "%s: %s", head->path, strerror(errno));
+	off_t end = lseek(head->fd, 0, SEEK_END);
+	int err = image_locks_take(head->fd, IMAGE_LOCK_WRITE, head->path, why);
+	if (err)
+		return err;
+	err = qcow2_header_load(head->fd, (uint64_t)end, &head->header, why);
+	if (!err)
+		err = check_writable(&head->header, why);
+	if (!err)
+		err = tables_init(head, why);
+	if (!err)
+		err = space_scan(&head->space, head->fd, &head->header, head->l1, why);
+	if (err)
+		return reason_prefix(why, err, "%s: ", head->path);
+	head->virtual_size = head->header.virtual_size;
+	atomic_store(&head->is_dirty, (head->header.incompatible & QCOW2_INCOMPAT_DIRTY) != 0);
+	return 0;
+}
+
+static int write_features(struct head *head, uint64_t incompatible, uint64_t autoclear)
+{
+	struct {
+		be64 incompatible, compatible, autoclear;
+	} features = {be64_make(incompatible), be64_make(head->header.compatible), be64_make(autoclear)};
+	int err = file_write(head->fd, &features, sizeof features, offsetof(struct qcow2_header_disk, incompatible_features));
+	if (!err)
+		err = file_sync(head->fd);
+	if (!err) {
+		head->header.incompatible = incompatible;
+		head->header.autoclear = autoclear;
+		atomic_store(&head->is_dirty, (incompatible & QCOW2_INCOMPAT_DIRTY) != 0);
+	}
+	return err;
+}
+
+/* C2 to C5. */
+static int write_refcounts(struct head *head)
+{
+	if (!(head->header.incompatible & QCOW2_INCOMPAT_DIRTY))
+		return 0;
+	int err = space_write(&head->space, head->fd, &head->header);
+	/* What place_blocks added at the end is in the file. */
+	uint64_t file_size = head->space.nr_clusters << head->space.cluster_bits;
+	if (!err && (uint64_t)lseek(head->fd, 0, SEEK_END) < file_size && ftruncate(head->fd, (off_t)file_size) < 0)
+		err = -errno;
+	if (!err)
+		err = file_sync(head->fd); /* C3: refcounts are stable before the dirty bit says so */
+	return err ? err : write_features(head, head->header.incompatible & ~(uint64_t)QCOW2_INCOMPAT_DIRTY, head->header.autoclear);
+}
+
+static int head_init(struct head *head)
+{
+	pthread_rwlockattr_t attr;
+	pthread_rwlockattr_init(&attr);
+	/* A freeze must get its turn while writers keep coming. */
+	pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+	pthread_rwlock_init(&head->gate, &attr);
+	pthread_rwlockattr_destroy(&attr);
+	pthread_mutex_init(&head->flush_lock, NULL);
+	pthread_mutex_init(&head->lock, NULL);
+	pthread_cond_init(&head->changed, NULL);
+	list_init(&head->lru);
+	list_init(&head->busy);
+	return head->name && head->path ? 0 : -ENOMEM;
+}
+
+int head_open(int dirfd, const char *name, const char *path, struct view *below, struct head **ret, struct reason *why)
+{
+	struct head *head = calloc(1, sizeof *head);
+	if (!head)
+		return -ENOMEM;
+	head->dirfd = dirfd;
+	head->fd = -1;
+	head->name = strdup(name);
+	head->path = strdup(path);
+	head->below = view_ref(below);
+	int err = head_init(head);
+	if (!err)
+		err = load(head, why);
+	/* Left dirty by a crash: the walk has found what is in use, so the refcounts can be put right. */
+	if (!err) {
+		err = write_refcounts(head);
+		if (err)
+			reason_set(why, err, "%s: repairing it after a crash: %s", path, strerror(-err));
+	}
+	if (err) {
+		head_free(head);
+		return err;
+	}
+	*ret = head;
+	return 0;
+}
+
+int head_mark_dirty(struct head *head)
+{
+	if (atomic_load(&head->is_dirty))
+		return 0; /* without waiting for a flush that goes on */
+	pthread_mutex_lock(&head->flush_lock);
+	int err = 0;
+	if (!atomic_load(&head->is_dirty))
+		err = write_features(head, head->header.incompatible | QCOW2_INCOMPAT_DIRTY, 0);
+	pthread_mutex_unlock(&head->flush_lock);
+	return err;
+}
+
+int head_flush(struct head *head)
+{
+	pthread_mutex_lock(&head->flush_lock);
+	int err = tables_write(head);
+	pthread_mutex_unlock(&head->flush_lock);
+	return err;
+}
+
+int head_close(struct head *head)
+{
+	if (!head)
+		return 0;
+	int err = head_flush(head);
+	if (!err)
+		err = write_refcounts(head);
+	head_free(head);
+	return err;
+}
+
+/* --- what it is -------------------------------------------------------------------------------------------------------- */
+
+uint64_t head_virtual_size(struct head *head)
+{
+	pthread_mutex_lock(&head->lock);
+	uint64_t virtual_size = head->virtual_size;
+	pthread_mutex_unlock(&head->lock);
+	return virtual_size;
+}
+
+const struct stat *head_stat(struct head *head, struct stat *ret)
+{
+	pthread_rwlock_rdlock(&head->gate);
+	if (fstat(head->fd, ret) < 0)
+		*ret = (struct stat){0};
+	pthread_rwlock_unlock(&head->gate);
+	return ret;
+}
+
+struct view *head_below(struct head *head)
+{
+	pthread_rwlock_rdlock(&head->gate);
+	struct view *below = view_ref(head->below);
+	pthread_rwlock_unlock(&head->gate);
+	return below;
+}
+
+bool head_is_blank(struct head *head)
+{
+	pthread_rwlock_rdlock(&head->gate);
+	pthread_mutex_lock(&head->lock);
+	bool blank = !head->below && tables_are_empty(head);
+	pthread_mutex_unlock(&head->lock);
+	pthread_rwlock_unlock(&head->gate);
+	return blank;
+}
+
+/* --- becoming another file ------------------------------------------------------------------------------------------------ */
+
+/* Where the new file's state is made before it takes the old one's place. */
+static int load_replacement(const struct head *head, const char *tmp, struct head *fresh, struct reason *why)
+{
+	fresh->dirfd = head->dirfd;
+	fresh->name = (char *)(uintptr_t)tmp;
+	fresh->path = head->path;
+	return load(fresh, why);
+}
+
+static void take_state(struct head *head, struct head *fresh)
+{
+	tables_done(head);
+	space_done(&head->space);
+	qcow2_header_done(&head->header);
+	close(head->fd);
+	head->fd = fresh->fd;
+	head->header = fresh->header;
+	head->space = fresh->space;
+	head->l1 = fresh->l1;
+	head->l1_dirty = fresh->l1_dirty;
+	head->virtual_size = fresh->virtual_size;
+	head->size_dirty = false;
+	head->comparing = false;
+	atomic_store(&head->is_dirty, atomic_load(&fresh->is_dirty));
+}
+
+static int copy_owner(const struct head *head, const char *tmp)
+{
+	struct stat st;
+	if (fstat(head->fd, &st) < 0 || fchmodat(head->dirfd, tmp, st.st_mode & 07777, 0) < 0)
+		return -errno;
+	/* As an ordinary user it is ours already. */
+	return fchownat(head->dirfd, tmp, st.st_uid, st.st_gid, AT_SYMLINK_NOFOLLOW) < 0 && errno != EPERM ? -errno : 0;
+}
+
+int head_rebuild(struct head *head, const struct overlay_spec *spec, struct view *below)
+{
+	char tmp[300];
+	if ((size_t)snprintf(tmp, sizeof tmp, ".%s.new", head->name) >= sizeof tmp)
+		return -ENAMETOOLONG;
+	unlinkat(head->dirfd, tmp, 0);
+	int err = overlay_create(head->dirfd, tmp, spec, 0600);
+	if (err)
+		return err;
+	struct head fresh = {.fd = -1};
+	err = copy_owner(head, tmp);
+	if (!err)
+		err = load_replacement(head, tmp, &fresh, NULL);
+	if (!err && renameat(head->dirfd, tmp, head->dirfd, head->name) < 0)
+		err = -errno;
+	if (err) {
+		tables_done(&fresh);
+		space_done(&fresh.space);
+		qcow2_header_done(&fresh.header);
+		if (fresh.fd >= 0)
+			close(fresh.fd);
+		unlinkat(head->dirfd, tmp, 0);
+		return err;
+	}
+	pthread_mutex_lock(&head->flush_lock);
+	pthread_mutex_lock(&head->lock);
+	take_state(head, &fresh);
+	pthread_mutex_unlock(&head->lock);
+	pthread_mutex_unlock(&head->flush_lock);
+	struct view *old = head->below;
+	head->below = view_ref(below);
+	view_put(old);
+	return dir_sync(head->dirfd);
+}
+
+void head_replace_below(struct head *head, struct view *view)
+{
+	pthread_rwlock_wrlock(&head->gate);
+	struct view *old = head->below;
+	head->below = view_ref(view);
+	pthread_rwlock_unlock(&head->gate);
+	view_put(old);
+}
+
+void head_freeze(struct head *head)
+{
+	pthread_rwlock_wrlock(&head->gate);
+}
+
+void head_thaw(struct head *head)
+{
+	pthread_rwlock_unlock(&head->gate);
+}

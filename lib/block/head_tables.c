@@ -1,0 +1,384 @@
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/file.h"
+#include "base/mem.h"
+#include "block/head_priv.h"
+#include "block/qcow2_format.h"
+#include "block/qcow2_l2.h"
+
+/* --- L1 -------------------------------------------------------------------------------------------------------------- */
+
+int tables_init(struct head *head, struct reason *why)
+{
+	const struct qcow2_header *h = &head->header;
+	list_init(&head->lru);
+	list_init(&head->busy);
+	head->l1 = mem_new_array(h->l1_size, sizeof *head->l1);
+	head->l1_dirty = mem_new_array(h->l1_size, sizeof *head->l1_dirty);
+	if (!head->l1 || !head->l1_dirty)
+		return -ENOMEM;
+	int err = file_read_padded(head->fd, head->l1, (size_t)h->l1_size * 8, h->l1_offset);
+	return err ? reason_set(why, err, "reading the L1 table: %s", strerror(-err)) : 0;
+}
+
+void tables_done(struct head *head)
+{
+	for (unsigned i = 0; i < L2_PAGE_BUCKETS; i++) {
+		for (struct l2_page *page = head->buckets[i], *next; page; page = next) {
+			next = page->next;
+			free(page);
+		}
+		head->buckets[i] = NULL;
+	}
+	free(head->l1);
+	free(head->l1_dirty);
+	head->l1 = NULL;
+	head->l1_dirty = NULL;
+	list_init(&head->lru);
+	head->nr_pages = head->nr_dirty = head->nr_l1_dirty = 0;
+}
+
+static uint64_t l1_index_of(const struct head *head, uint64_t guest_off)
+{
+	return guest_off >> qcow2_l2_span_bits(&head->header.geo);
+}
+
+static uint64_t l2_offset_of(const struct head *head, uint64_t l1_index)
+{
+	return l1_index < head->header.l1_size ? be64_get(head->l1[l1_index]) & QCOW2_OFFSET_MASK : 0;
+}
+
+bool tables_has_l2(const struct head *head, uint64_t guest_off)
+{
+	return l2_offset_of(head, l1_index_of(head, guest_off)) != 0;
+}
+
+bool tables_are_empty(const struct head *head)
+{
+	for (uint32_t i = 0; i < head->header.l1_size; i++)
+		if (head->l1[i].raw)
+			return false;
+	return true;
+}
+
+/* --- pages of L2 -------------------------------------------------------------------------------------------------------- */
+
+static struct l2_page **bucket_of(struct head *head, uint64_t host_off)
+{
+	return &head->buckets[host_off / L2_PAGE_BYTES % L2_PAGE_BUCKETS];
+}
+
+static struct l2_page *lookup_page(struct head *head, uint64_t host_off)
+{
+	struct l2_page *page = *bucket_of(head, host_off);
+	while (page && page->host_off != host_off)
+		page = page->next;
+	return page;
+}
+
+static void drop_page(struct head *head, struct l2_page *page)
+{
+	struct l2_page **link = bucket_of(head, page->host_off);
+	while (*link != page)
+		link = &(*link)->next;
+	*link = page->next;
+	list_remove(&page->lru);
+	head->nr_pages--;
+	free(page);
+}
+
+static void evict_pages(struct head *head)
+{
+	for (struct list *node = head->lru.next, *next; node != &head->lru && head->nr_pages >= L2_PAGES_MAX; node = next) {
+		next = node->next;
+		struct l2_page *page = list_entry(node, struct l2_page, lru);
+		if (!page->dirty && !page->writing && !page->loading && !page->nr_users)
+			drop_page(head, page);
+	}
+}
+
+static struct l2_page *insert_page(struct head *head, uint64_t host_off, uint64_t l1_index)
+{
+	evict_pages(head);
+	struct l2_page *page = calloc(1, sizeof *page);
+	if (!page)
+		return NULL;
+	page->host_off = host_off;
+	page->l1_index = l1_index;
+	struct l2_page **bucket = bucket_of(head, host_off);
+	page->next = *bucket;
+	*bucket = page;
+	list_push(&head->lru, &page->lru);
+	head->nr_pages++;
+	return page;
+}
+
+/* Reads a page without the lock; others that want it wait. */
+static int load_page(struct head *head, uint64_t host_off, uint64_t l1_index, struct l2_page **ret)
+{
+	struct l2_page *page = insert_page(head, host_off, l1_index);
+	if (!page)
+		return -ENOMEM;
+	page->loading = true;
+	pthread_mutex_unlock(&head->lock);
+	int err = file_read_padded(head->fd, page->words, L2_PAGE_BYTES, host_off);
+	pthread_mutex_lock(&head->lock);
+	page->loading = false;
+	pthread_cond_broadcast(&head->changed);
+	if (err)
+		drop_page(head, page);
+	else
+		*ret = page;
+	return err;
+}
+
+static int get_page(struct head *head, uint64_t host_off, uint64_t l1_index, struct l2_page **ret)
+{
+	for (;;) {
+		struct l2_page *page = lookup_page(head, host_off);
+		int err = 0;
+		if (!page)
+			err = load_page(head, host_off, l1_index, &page);
+		if (err)
+			return err;
+		if (!page->loading) {
+			list_remove(&page->lru);
+			list_push(&head->lru, &page->lru);
+			page->nr_users++;
+			*ret = page;
+			return 0;
+		}
+		pthread_cond_wait(&head->changed, &head->lock);
+	}
+}
+
+/* Zeros in a cluster that lay free inside the file and may hold anything. */
+static int zero_cluster(const struct head *head, uint64_t host_off)
+{
+	uint64_t cluster_size = qcow2_cluster_size(&head->header.geo);
+	if (fallocate(head->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)host_off, (off_t)cluster_size) == 0)
+		return 0;
+	auto_free void *zeros = calloc(1, cluster_size);
+	return zeros ? file_write(head->fd, zeros, cluster_size, host_off) : -ENOMEM;
+}
+
+/* An empty L2 table: a hole at the file's end, or a cluster zeroed by hand (rare enough to do under the lock). */
+static int new_l2(struct head *head, uint64_t l1_index)
+{
+	uint64_t host_off = 0;
+	bool fresh = false;
+	int err = space_alloc(&head->space, &host_off, &fresh);
+	if (!err && !fresh)
+		err = zero_cluster(head, host_off);
+	if (err)
+		return err;
+	head->l1[l1_index] = be64_make(host_off | QCOW2_COPIED);
+	head->l1_dirty[l1_index] = true;
+	head->nr_l1_dirty++;
+	return 0;
+}
+
+int tables_get_locked(struct head *head, uint64_t guest_off, bool create, struct l2_page **ret_page, unsigned *ret_word)
+{
+	const struct qcow2_geometry *geo = &head->header.geo;
+	uint64_t l1_index = l1_index_of(head, guest_off);
+	if (l1_index >= head->header.l1_size)
+		return -EFBIG;
+	if (!l2_offset_of(head, l1_index)) {
+		*ret_page = NULL;
+		int err = create ? new_l2(head, l1_index) : 0;
+		if (err || !create)
+			return err;
+	}
+	uint64_t l2_index = (guest_off >> geo->cluster_bits) & ((1ull << geo->l2_bits) - 1);
+	uint64_t byte = l2_offset_of(head, l1_index) + l2_index * qcow2_l2_words(geo) * 8;
+	*ret_word = (unsigned)(byte / 8 % L2_PAGE_WORDS);
+	return get_page(head, byte & ~(uint64_t)(L2_PAGE_BYTES - 1), l1_index, ret_page);
+}
+
+void tables_put_locked(struct l2_page *page)
+{
+	if (page)
+		page->nr_users--;
+}
+
+void tables_dirty_locked(struct head *head, struct l2_page *page)
+{
+	if (!page->dirty) {
+		page->dirty = true;
+		head->nr_dirty++;
+	}
+}
+
+/* --- writing (F1 to F4) ---------------------------------------------------------------------------------------------------- */
+
+/* What a flush writes: copies, so that guest writes go on meanwhile. */
+struct table_copy {
+	uint64_t host_off;
+	uint64_t l1_index;
+	bool known; /* an L1 entry on disk names its table */
+	be64 words[L2_PAGE_WORDS];
+};
+
+struct flush_set {
+	struct table_copy *pages;
+	size_t nr_pages;
+	uint64_t *l1_indices;
+	be64 *l1_entries;
+	size_t nr_l1;
+	bool size_dirty;
+	uint64_t virtual_size;
+	uint64_t file_size; /* that the clusters in use need */
+};
+
+static void flush_set_done(struct flush_set *set)
+{
+	free(set->pages);
+	free(set->l1_indices);
+	free(set->l1_entries);
+}
+
+static void collect_pages(struct head *head, struct flush_set *set)
+{
+	for (struct list *node = head->lru.next; node != &head->lru; node = node->next) {
+		struct l2_page *page = list_entry(node, struct l2_page, lru);
+		if (!page->dirty)
+			continue;
+		struct table_copy *copy = &set->pages[set->nr_pages++];
+		copy->host_off = page->host_off;
+		copy->l1_index = page->l1_index;
+		copy->known = !head->l1_dirty[page->l1_index];
+		memcpy(copy->words, page->words, sizeof copy->words);
+		page->dirty = false;
+		page->writing = true;
+	}
+	head->nr_dirty = 0;
+}
+
+static void collect_l1(struct head *head, struct flush_set *set)
+{
+	for (uint64_t i = 0; i < head->header.l1_size && set->nr_l1 < head->nr_l1_dirty; i++) {
+		if (!head->l1_dirty[i])
+			continue;
+		set->l1_indices[set->nr_l1] = i;
+		set->l1_entries[set->nr_l1++] = head->l1[i];
+	}
+}
+
+/* F1, the part under the lock. L1 entries stay marked until they are stable: their tables are unknown till then. */
+static int collect(struct head *head, struct flush_set *set)
+{
+	set->pages = mem_new_array(head->nr_dirty, sizeof *set->pages);
+	set->l1_indices = mem_new_array(head->nr_l1_dirty, sizeof *set->l1_indices);
+	set->l1_entries = mem_new_array(head->nr_l1_dirty, sizeof *set->l1_entries);
+	if (!set->pages || !set->l1_indices || !set->l1_entries)
+		return -ENOMEM;
+	collect_pages(head, set);
+	collect_l1(head, set);
+	set->size_dirty = head->size_dirty;
+	set->virtual_size = head->virtual_size;
+	head->size_dirty = false;
+	set->file_size = head->space.nr_clusters << head->space.cluster_bits;
+	return 0;
+}
+
+static int write_pages(const struct head *head, const struct flush_set *set, bool known)
+{
+	int err = 0;
+	for (size_t i = 0; i < set->nr_pages && !err; i++)
+		if (set->pages[i].known == known)
+			err = file_write(head->fd, set->pages[i].words, L2_PAGE_BYTES, set->pages[i].host_off);
+	return err;
+}
+
+/* The file ends behind its last cluster: the holes of new tables are in it. */
+static int extend_file(const struct head *head, uint64_t file_size)
+{
+	off_t end = lseek(head->fd, 0, SEEK_END);
+	if (end < 0 || ((uint64_t)end < file_size && ftruncate(head->fd, (off_t)file_size) < 0))
+		return -errno;
+	return 0;
+}
+
+static int write_l1_and_size(const struct head *head, const struct flush_set *set)
+{
+	int err = 0;
+	for (size_t i = 0; i < set->nr_l1 && !err; i++)
+		err = file_write(head->fd, &set->l1_entries[i], 8, head->header.l1_offset + set->l1_indices[i] * 8);
+	if (!err && set->size_dirty) {
+		be64 size = be64_make((set->virtual_size + 511) & ~511ull);
+		err = file_write(head->fd, &size, sizeof size, offsetof(struct qcow2_header_disk, virtual_size));
+	}
+	return err;
+}
+
+static int barrier(struct head *head)
+{
+	int err = file_sync(head->fd);
+	if (err) {
+		pthread_mutex_lock(&head->lock);
+		head->failed = err;
+		pthread_mutex_unlock(&head->lock);
+	}
+	return err;
+}
+
+/* The pages of the set needn't stay in memory any longer; after a failure they are to be written another time. */
+static void settle_pages_locked(struct head *head, const struct flush_set *set, bool failed)
+{
+	for (size_t i = 0; i < set->nr_pages; i++) {
+		struct l2_page *page = lookup_page(head, set->pages[i].host_off);
+		page->writing = false;
+		if (failed)
+			tables_dirty_locked(head, page);
+	}
+	if (failed && set->size_dirty)
+		head->size_dirty = true;
+}
+
+static void settle_l1_locked(struct head *head, const struct flush_set *set)
+{
+	for (size_t i = 0; i < set->nr_l1; i++)
+		head->l1_dirty[set->l1_indices[i]] = false;
+	head->nr_l1_dirty -= set->nr_l1;
+}
+
+static int write_set(struct head *head, const struct flush_set *set)
+{
+	bool tables = set->nr_pages || set->nr_l1 || set->size_dirty;
+	int err = tables ? extend_file(head, set->file_size) : 0;
+	if (!err)
+		err = write_pages(head, set, false);
+	if (!err)
+		err = barrier(head); /* F2: data and new tables are stable before anything on disk names them */
+	if (err || !tables)
+		return err;
+	err = write_pages(head, set, true);
+	if (!err)
+		err = write_l1_and_size(head, set);
+	return err ? err : barrier(head); /* F4 */
+}
+
+int tables_write(struct head *head)
+{
+	struct flush_set set = {0};
+	pthread_mutex_lock(&head->lock);
+	int err = head->failed;
+	if (!err)
+		err = collect(head, &set);
+	pthread_mutex_unlock(&head->lock);
+	if (!err) {
+		err = write_set(head, &set);
+		pthread_mutex_lock(&head->lock);
+		settle_pages_locked(head, &set, err != 0);
+		if (!err)
+			settle_l1_locked(head, &set);
+		pthread_mutex_unlock(&head->lock);
+	}
+	flush_set_done(&set);
+	return err;
+}
