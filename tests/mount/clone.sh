@@ -56,7 +56,7 @@ a=$clones/by-mkdir-installed/domain.xml b=$clones/by-cp-installed/domain.xml fro
 equal by-mkdir-installed "$(xpath $a /domain/name)" name
 equal by-cp-installed "$(xpath $b /domain/name)" name
 for expression in /domain/uuid "//interface/mac/@address"; do
-	equal 3 "$(for f in $a $b $from; do xpath $f "$expression"; done | sort -u | wc -l)" "different $expression"
+	equal 3 "$(for f in $a $b $from; do xpath "$f" "$expression"; done | sort -u | wc -l)" "different $expression"
 done
 equal "$(xpath $a /domain/uuid)" "$(xpath $a "//sysinfo/system/entry[@name='uuid']")" "UUID in sysinfo"
 equal 52:54:00 "$(xpath $a "substring(//interface/mac/@address, 1, 8)")" "vendor of the MAC"
@@ -185,7 +185,7 @@ same_disks mnt/vms/grown-up patched
 same $clones/mixed/disks/vdc.img want-db/installed-vda.img
 equal "$first_uuid" "$(xpath $clones/renamed/domain.xml /domain/uuid)" "UUID"
 [ -d mnt/vms/web2 ] || fail "the renamed VM isn't there"
-rm -r $clones/* mnt/vms/grown-up
+rm -r "${clones:?}"/* mnt/vms/grown-up
 lists $clones
 unmount mnt
 equal 0 "$(find "$store/layers" "$store/vms" -type f | wc -l)" "files left when no VM is"

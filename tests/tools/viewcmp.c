@@ -1,8 +1,8 @@
 /* Compares views of image chains with raw files that say what they must hold, without store or mount.
  *
- * viewcmp DIR SEED < LIST: each line of LIST is IMAGE SNAPSHOT RAW-FILE (SNAPSHOT "-": the active state); the format is found by
- * the image's magic. DIR is the only directory trusted. Each view is read from end to end in pieces of random size,
- * then at random places, and its map must cover it without a gap and call zeros only what is. */
+ * viewcmp DIR SEED < LIST: each line of LIST is IMAGE SNAPSHOT RAW-FILE (SNAPSHOT "-": the active state); the format is
+ * found by the image's magic. DIR is the only directory trusted. Each view is read from end to end in pieces of random
+ * size, then at random places, and its map must cover it without a gap and call zeros only what is. */
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -126,7 +126,8 @@ int main(int argc, char **argv)
 	struct trust *trust = NULL;
 	unsigned nr = 0, nr_bad = 0;
 
-	if (argc != 3 || trust_new(&trust) < 0 || trust_add(trust, argv[1], NULL) < 0 || image_cache_new(trust, &cache) < 0)
+	if (argc != 3 || trust_new(&trust) < 0 || trust_add(trust, argv[1], NULL) < 0 ||
+	    image_cache_new(trust, &cache) < 0)
 		return 2;
 	srandom((unsigned)strtoul(argv[2], NULL, 10));
 	while (fgets(line, sizeof(line), stdin)) {
