@@ -12,8 +12,8 @@ io "$src/a.qcow2" qcow2 "${writes[@]}"
 dd if=/dev/urandom of=random bs=1M count=6 status=none
 io "$src/a.qcow2" qcow2 "write -s random 40M 6M"
 img create -f qcow2 -b "$src/a.qcow2" -F qcow2 "$src/a.now"
-domain_xml vm "$(uuid_of vm)" "vda=$src/a.qcow2" >then
-snapshot_xml s active=1 state=disk-snapshot domain=then -- "vda=external:$src/a.now" >"$src/vm/s.xml"
+domain_xml vm "$(uuid_of vm)" "vda=$src/a.qcow2" >first.xml
+snapshot_xml s active=1 state=disk-snapshot domain=first.xml -- "vda=external:$src/a.now" >"$src/vm/s.xml"
 domain_xml vm "$(uuid_of vm)" "vda=$src/a.now" >"$src/vm.xml"
 oracle "$src/a.qcow2" qcow2 want/s.img
 mount_at src mnt

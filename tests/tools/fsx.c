@@ -36,8 +36,8 @@ static void note(struct fsx *f, const char *what, uint64_t off, uint64_t len)
 	char *line = f->history[f->nr_ops % HISTORY];
 
 	f->nr_ops++;
-	snprintf(line, sizeof f->history[0], "%u %s off=%llu len=%llu size=%llu", f->nr_ops, what, (unsigned long long)off,
-		 (unsigned long long)len, (unsigned long long)f->model_size);
+	snprintf(line, sizeof f->history[0], "%u %s off=%llu len=%llu size=%llu", f->nr_ops, what,
+	         (unsigned long long)off, (unsigned long long)len, (unsigned long long)f->model_size);
 }
 
 static void give_up(struct fsx *f, const char *what, uint64_t at, int err)
