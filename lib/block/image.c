@@ -247,6 +247,17 @@ static struct image *forget_locked(struct image_cache *cache, struct image *imag
 	return image;
 }
 
+void image_cache_trim(struct image_cache *cache)
+{
+	pthread_mutex_lock(&cache->lock);
+	for (struct image *image = cache->oldest, *newer; image; image = newer) {
+		newer = image->newer;
+		if (!image_is_current(image))
+			image_free(forget_locked(cache, image));
+	}
+	pthread_mutex_unlock(&cache->lock);
+}
+
 /* A reference to the open image of that file, if it is still what was opened. */
 static struct image *lookup(struct image_cache *cache, const struct stat *st, enum image_format declared)
 {

@@ -38,6 +38,8 @@ struct image_cache; /* every open image, and the bounded caches of tables and de
 /* TRUST is borrowed and outlives the cache. */
 int image_cache_new(const struct trust *trust, struct image_cache **ret);
 void image_cache_free(struct image_cache *cache);
+/* Lets go of every unused image whose file was deleted or has changed: an open descriptor would keep its space. */
+void image_cache_trim(struct image_cache *cache);
 const struct trust *image_cache_trust(const struct image_cache *cache);
 
 /* Opens the image NAME (relative to BASE_DIR, which may be NULL for an absolute name). -EUCLEAN: damaged.

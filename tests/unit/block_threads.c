@@ -1,0 +1,109 @@
+/* Many threads on one head: each has sectors of its own, so that neighbours share subclusters, clusters and tables, and knows what they hold.
+ * Meant for ThreadSanitizer as well. block_threads [SEED [STEPS]] */
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "block/head.h"
+
+#define NR_THREADS 6
+#define NR_SECTORS 8192u /* 4 MiB: many hits on the same clusters */
+#define SECTOR	   512u
+
+static struct head *head;
+static int nr_steps = 1500;
+static unsigned seed;
+
+struct worker {
+	pthread_t thread;
+	unsigned index, random;
+	unsigned char expect[NR_SECTORS]; /* the byte that fills each sector; only its own are used */
+	int failed;
+};
+
+static unsigned draw(struct worker *w, unsigned below)
+{
+	return (unsigned)rand_r(&w->random) % below;
+}
+
+/* Its sectors are those whose number is its index modulo NR_THREADS. */
+static unsigned own_sector(struct worker *w)
+{
+	return draw(w, NR_SECTORS / NR_THREADS) * NR_THREADS + w->index;
+}
+
+static int step(struct worker *w)
+{
+	unsigned char buf[SECTOR];
+	unsigned s = own_sector(w);
+	switch (draw(w, 8)) {
+	case 0: return head_flush(head);
+	case 1:
+		w->expect[s] = 0;
+		return head_discard(head, (uint64_t)s * SECTOR, SECTOR);
+	case 2:
+	case 3: {
+		int err = head_read(head, buf, SECTOR, (uint64_t)s * SECTOR);
+		for (unsigned i = 0; i < SECTOR && !err; i++)
+			if (buf[i] != w->expect[s])
+				err = 1;
+		return err;
+	}
+	default:
+		w->expect[s] = (unsigned char)draw(w, 256);
+		memset(buf, w->expect[s], SECTOR);
+		return head_write(head, buf, SECTOR, (uint64_t)s * SECTOR);
+	}
+}
+
+static void *work(void *arg)
+{
+	struct worker *w = arg;
+	for (int i = 0; i < nr_steps && !w->failed; i++)
+		w->failed = step(w);
+	return NULL;
+}
+
+int main(int argc, char **argv)
+{
+	seed = argc > 1 ? (unsigned)atoi(argv[1]) : (unsigned)time(NULL);
+	if (argc > 2)
+		nr_steps = atoi(argv[2]);
+	printf("seed %u\n", seed);
+	char dir[200], path[300], cmd[600];
+	snprintf(dir, sizeof dir, "%s/block_threads.XXXXXX", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
+	if (!mkdtemp(dir))
+		return 2;
+	snprintf(path, sizeof path, "%s/head.qcow2", dir);
+	int dirfd = open(dir, O_RDONLY | O_DIRECTORY);
+	struct overlay_spec spec = {.virtual_size = NR_SECTORS * SECTOR};
+	struct reason why = {""};
+	if (overlay_create(dirfd, "head.qcow2", &spec, 0600) || head_open(dirfd, "head.qcow2", path, NULL, &head, &why)) {
+		printf("%s\n", why.text);
+		return 1;
+	}
+	static struct worker workers[NR_THREADS];
+	for (unsigned i = 0; i < NR_THREADS; i++) {
+		workers[i].index = i;
+		workers[i].random = seed * 31 + i;
+		pthread_create(&workers[i].thread, NULL, work, &workers[i]);
+	}
+	int failed = 0;
+	for (unsigned i = 0; i < NR_THREADS; i++) {
+		pthread_join(workers[i].thread, NULL);
+		if (workers[i].failed)
+			printf("thread %u: %d\n", i, workers[i].failed);
+		failed |= workers[i].failed;
+	}
+	failed |= head_close(head);
+	snprintf(cmd, sizeof cmd, "qemu-img check -q %s && rm -r %s", path, dir);
+	if (!failed && system(cmd) != 0)
+		failed = 1;
+	close(dirfd);
+	puts(failed ? "failed" : "ok");
+	return failed != 0;
+}
