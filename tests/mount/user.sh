@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# As an ordinary user: mounting, cloning, and never more of an image than its owner lets one read.
+# shellcheck source=tests/lib.sh
+. "$(dirname "$0")/../lib.sh"
+need qemu-img qemu-io fusermount3 setpriv
+
+if [ "$(id -u)" != 0 ]; then
+	# Everything else here runs as such a user already.
+	skip "needs root to turn into two users"
+fi
+chmod 755 . 2>/dev/null
+find "$TEST_DIR" -maxdepth 0 -perm -001 | grep -q . || skip "the test's directory can't be entered by others"
+as() { # USER-ID COMMAND...
+	local uid=$1
+	shift
+	setpriv --reuid="$uid" --regid="$uid" --clear-groups "$@"
+}
+# Where the build lies they may not get to.
+cp "$VMSNAPFS" vmsnapfs
+VMSNAPFS=$PWD/vmsnapfs
+alice=61001 bob=61002
+mkdir home && chown $alice:$alice home
+
+src=$PWD/home/src
+make_vm "$src" web want
+make_vm "$src" private want-private
+chown -R $alice:$alice "$src"
+mkdir home/mnt && chown $alice:$alice home/mnt
+chmod 600 "$src/images/private-vda.qcow2"
+
+say "a user's own mount"
+RUN_AS="setpriv --reuid=$alice --regid=$alice --clear-groups" mount_at "$src" "$PWD/home/mnt"
+mnt=$PWD/home/mnt
+as $alice cmp "$mnt/vms/web/snapshots/patched/disks/vda.img" want/patched-vda.img
+as $alice mkdir "$mnt/clones/web@patched/mine"
+as $alice cp -r "$mnt/vms/web/snapshots/installed" "$mnt/clones/copied"
+as $alice dd if=/dev/zero of="$mnt/clones/mine/disks/vda.img" bs=4k count=1 conv=notrunc,fsync status=none
+as $alice cmp "$mnt/clones/copied/disks/vda.img" want/installed-vda.img
+equal $alice "$(as $alice stat -c %u "$mnt/clones/mine/disks/vda.img")" "owner of the clone"
+refused EACCES as $bob ls "$mnt"
+refused EACCES ls "$mnt" # not even root, without allow_other
+as $alice fusermount3 -u "$mnt"
+wait_until 30 gone "${daemons[$mnt]}"
+wait "${daemons[$mnt]}"
+unset "daemons[$mnt]"
+
+say "root's mount for everybody: who may not read every image of a chain may not read its view"
+mkdir shared
+mount_at "$src" shared -o allow_other
+as $bob cmp shared/vms/web/snapshots/patched/disks/vda.img want/patched-vda.img
+refused EACCES as $bob cat shared/vms/private/snapshots/installed/disks/vda.img
+refused EACCES as $bob cat shared/vms/private/disks/vda.img
+as $bob cmp shared/vms/private/snapshots/patched/disks/vdb.img want-private/patched-vdb.img
+as $alice cmp shared/vms/private/disks/vda.img want-private/now-vda.img
+equal $alice "$(stat -c %u shared/vms/private/disks/vda.img)" "owner of a view"
+equal 400 "$(stat -c %a shared/vms/private/disks/vda.img)" "mode of a view over a private image"
+refused "EACCES|EROFS|EPERM" as $bob dd if=/dev/zero of=shared/clones/mine/disks/vda.img bs=512 count=1 conv=notrunc
+refused "EACCES|EPERM" as $bob rmdir shared/clones/mine
+unmount shared
