@@ -1,0 +1,254 @@
+/* A head on a disk that loses power. Every write to the file is logged; then the file is made again as a power cut at a random moment
+ * could have left it: all that was stable, and of the rest any sectors in any order. It must open, pass qemu-img check,
+ * and hold in each guest sector what was flushed last or something written to it later.
+ * Linked with --wrap (Makefile). block_powercut [SEED [CUTS]] */
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/file.h"
+#include "block/head.h"
+#include "block/trust.h"
+
+#define SECTOR	   512u
+#define NR_SECTORS 6144u /* 3 MiB: some 24 clusters */
+#define NR_OPS	   160
+
+enum op_kind { OP_WRITE, OP_PUNCH, OP_TRUNCATE, OP_SYNC };
+struct op {
+	enum op_kind kind;
+	uint64_t off, len;
+	char *data;
+};
+static struct op *ops;
+static size_t nr_ops;
+static bool logging;
+
+static void log_op(enum op_kind kind, uint64_t off, uint64_t len, const void *data)
+{
+	if (!logging)
+		return;
+	ops = realloc(ops, (nr_ops + 1) * sizeof *ops);
+	ops[nr_ops] = (struct op){kind, off, len, NULL};
+	if (data) {
+		ops[nr_ops].data = malloc(len);
+		memcpy(ops[nr_ops].data, data, len);
+	}
+	nr_ops++;
+}
+
+int __real_file_write(int fd, const void *buf, size_t len, uint64_t off);
+int __wrap_file_write(int fd, const void *buf, size_t len, uint64_t off);
+int __wrap_file_write(int fd, const void *buf, size_t len, uint64_t off)
+{
+	log_op(OP_WRITE, off, len, buf);
+	return __real_file_write(fd, buf, len, off);
+}
+int __wrap_file_sync(int fd);
+int __wrap_file_sync(int fd)
+{
+	(void)fd;
+	log_op(OP_SYNC, 0, 0, NULL);
+	return 0;
+}
+int __real_fallocate64(int fd, int mode, off_t off, off_t len);
+int __wrap_fallocate64(int fd, int mode, off_t off, off_t len);
+int __wrap_fallocate64(int fd, int mode, off_t off, off_t len)
+{
+	log_op(OP_PUNCH, (uint64_t)off, (uint64_t)len, NULL);
+	return __real_fallocate64(fd, mode, off, len);
+}
+int __real_ftruncate64(int fd, off_t len);
+int __wrap_ftruncate64(int fd, off_t len);
+int __wrap_ftruncate64(int fd, off_t len)
+{
+	log_op(OP_TRUNCATE, (uint64_t)len, 0, NULL);
+	return __real_ftruncate64(fd, len);
+}
+
+/* What the guest did: a sector's value is the number of the step that wrote it (0: as beneath; zeros after a discard). */
+struct guest_step {
+	unsigned first, nr; /* sectors */
+	bool zero, flush;
+	size_t log_start, log_end;
+};
+static struct guest_step steps[NR_OPS];
+static char dir[200], path[300], cmd[1000];
+static unsigned char base_byte = 0xee;
+
+static void fail(const char *what, uint64_t n)
+{
+	printf("%s %llu (left in %s)\n", what, (unsigned long long)n, dir);
+	exit(1);
+}
+
+static void stamp(unsigned char *sector, unsigned value)
+{
+	memset(sector, 0, SECTOR);
+	for (unsigned i = 0; value && i < SECTOR; i += 4)
+		memcpy(sector + i, &value, 4);
+}
+
+static void do_step(struct head *head, unsigned i)
+{
+	struct guest_step *s = &steps[i];
+	s->log_start = nr_ops;
+	s->first = (unsigned)random() % NR_SECTORS;
+	s->nr = 1 + (unsigned)random() % (random() % 4 ? 16 : 400);
+	if (s->nr > NR_SECTORS - s->first)
+		s->nr = NR_SECTORS - s->first;
+	s->flush = random() % 6 == 0;
+	s->zero = !s->flush && random() % 5 == 0;
+	static unsigned char buf[400 * SECTOR];
+	for (unsigned k = 0; k < s->nr; k++)
+		stamp(buf + k * SECTOR, i + 1);
+	int err = s->flush  ? head_flush(head)
+		  : s->zero ? head_discard(head, (uint64_t)s->first * SECTOR, (uint64_t)s->nr * SECTOR)
+			    : head_write(head, buf, s->nr * SECTOR, (uint64_t)s->first * SECTOR);
+	if (err)
+		fail("a step failed with", (uint64_t)-err);
+	s->log_end = nr_ops;
+}
+
+static void apply(int fd, const struct op *op, bool torn)
+{
+	switch (op->kind) {
+	case OP_WRITE:
+		for (uint64_t at = 0; at < op->len;) {
+			uint64_t n = SECTOR - (op->off + at) % SECTOR;
+			if (n > op->len - at)
+				n = op->len - at;
+			if (!torn || random() % 2)
+				if (pwrite(fd, op->data + at, n, (off_t)(op->off + at)) != (ssize_t)n)
+					exit(2);
+			at += n;
+		}
+		break;
+	case OP_PUNCH: __real_fallocate64(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)op->off, (off_t)op->len); break;
+	case OP_TRUNCATE:
+		if (lseek(fd, 0, SEEK_END) < (off_t)op->off && __real_ftruncate64(fd, (off_t)op->off) < 0)
+			exit(2);
+		break;
+	case OP_SYNC: break;
+	}
+}
+
+/* The file as a cut before log entry CUT leaves it. */
+static void rebuild(size_t cut)
+{
+	snprintf(cmd, sizeof cmd, "cp %s/start.qcow2 %s", dir, path);
+	if (system(cmd) != 0)
+		exit(2);
+	int fd = open(path, O_RDWR);
+	size_t stable = 0;
+	for (size_t i = 0; i < cut; i++)
+		if (ops[i].kind == OP_SYNC)
+			stable = i + 1;
+	for (size_t i = 0; i < stable; i++)
+		apply(fd, &ops[i], false);
+	/* Of what was not stable: any part, the later before the earlier too. */
+	for (int round = 0; round < 2; round++)
+		for (size_t i = stable; i < cut; i++)
+			if (random() % 3 == 0)
+				apply(fd, &ops[i], random() % 2);
+	close(fd);
+}
+
+/* Whether SECTOR may read as BYTES after a cut at CUT. */
+static bool allowed(unsigned sector, const unsigned char *bytes, size_t cut)
+{
+	unsigned char want[SECTOR];
+	unsigned settled = 0; /* steps before this one were flushed */
+	for (unsigned i = 0; i < NR_OPS; i++)
+		if (steps[i].flush && steps[i].log_end <= cut)
+			settled = i;
+	bool found_settled = false;
+	for (unsigned n = NR_OPS; n-- > 0;) {
+		const struct guest_step *s = &steps[n];
+		if (s->flush || s->log_start >= cut || sector < s->first || sector >= s->first + s->nr)
+			continue;
+		stamp(want, s->zero ? 0 : n + 1);
+		if (memcmp(want, bytes, SECTOR) == 0)
+			return true;
+		if (n < settled) {
+			found_settled = true;
+			break;
+		}
+	}
+	memset(want, base_byte, SECTOR);
+	return !found_settled && memcmp(want, bytes, SECTOR) == 0;
+}
+
+static void check_cut(struct view *view, int dirfd, size_t cut)
+{
+	struct reason why = {""};
+	struct head *head;
+	rebuild(cut);
+	/* What QEMU would see before any repair: a dirty image, or a clean one with leaks at the most. */
+	if (head_open(dirfd, "head.qcow2", path, view, &head, &why) != 0) {
+		printf("%s\n", why.text);
+		fail("doesn't open after a cut at", cut);
+	}
+	static unsigned char all[NR_SECTORS * SECTOR];
+	if (head_read(head, all, sizeof all, 0) || head_close(head))
+		fail("doesn't read after a cut at", cut);
+	for (unsigned s = 0; s < NR_SECTORS; s++)
+		if (!allowed(s, all + (size_t)s * SECTOR, cut)) {
+			printf("sector %u holds %02x%02x%02x%02x; ", s, all[s * SECTOR], all[s * SECTOR + 1], all[s * SECTOR + 2], all[s * SECTOR + 3]);
+			fail("lost or mixed after a cut at", cut);
+		}
+	snprintf(cmd, sizeof cmd, "qemu-img check -q %s >/dev/null; r=$?; test $r = 0 -o $r = 3", path);
+	if (system(cmd) != 0)
+		fail("qemu-img check after a cut at", cut);
+}
+
+int main(int argc, char **argv)
+{
+	unsigned seed = argc > 1 ? (unsigned)atoi(argv[1]) : (unsigned)time(NULL);
+	int nr_cuts = argc > 2 ? atoi(argv[2]) : 150;
+	printf("seed %u\n", seed);
+	srandom(seed);
+	snprintf(dir, sizeof dir, "%s/block_powercut.XXXXXX", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
+	if (!mkdtemp(dir))
+		return 2;
+	snprintf(path, sizeof path, "%s/head.qcow2", dir);
+	char base[300];
+	snprintf(base, sizeof base, "%s/base.raw", dir);
+	snprintf(cmd, sizeof cmd, "head -c %u /dev/zero | tr '\\0' '\\356' >%s", NR_SECTORS * SECTOR, base);
+	struct trust *trust;
+	struct image_cache *cache;
+	struct view *view;
+	struct reason why = {""};
+	if (system(cmd) != 0 || trust_new(&trust) || trust_add(trust, dir, &why) || image_cache_new(trust, &cache) ||
+	    view_open(cache, &(struct disk_source){base, IMAGE_RAW, NULL}, &view, &why))
+		fail(why.text, 0);
+	int dirfd = open(dir, O_RDONLY | O_DIRECTORY);
+	struct overlay_spec spec = {NR_SECTORS * SECTOR, "base.raw", IMAGE_RAW};
+	struct head *head;
+	if (overlay_create(dirfd, "head.qcow2", &spec, 0600))
+		return 2;
+	snprintf(cmd, sizeof cmd, "cp %s %s/start.qcow2", path, dir);
+	if (system(cmd) != 0 || head_open(dirfd, "head.qcow2", path, view, &head, &why))
+		fail(why.text, 0);
+	logging = true;
+	for (unsigned i = 0; i < NR_OPS; i++)
+		do_step(head, i);
+	if (head_close(head))
+		fail("close", 0);
+	logging = false;
+	for (int i = 0; i < nr_cuts; i++)
+		check_cut(view, dirfd, (size_t)random() % (nr_ops + 1));
+	check_cut(view, dirfd, nr_ops);
+	view_put(view);
+	image_cache_free(cache);
+	trust_free(trust);
+	for (size_t i = 0; i < nr_ops; i++)
+		free(ops[i].data);
+	free(ops);
+	close(dirfd);
+	snprintf(cmd, sizeof cmd, "rm -r %s", dir);
+	return system(cmd) != 0;
+}
