@@ -245,12 +245,9 @@ oracle() { # IMAGE FORMAT OUT [SNAPSHOT]
 	fi
 	copy=$(dirname "$image")/.oracle.$BASHPID
 	cp --sparse=always "$image" "$copy"
-	if ! qemu-img snapshot -a "$snapshot" "$copy" 2>/dev/null; then
-		# Refcounts of two bits have no room for one reference more: the other snapshots make some.
-		qemu-img snapshot -l "$copy" | awk 'NR > 2 { print $2 }' | grep -vxF -- "$snapshot" | while read -r other; do
-			qemu-img snapshot -d "$other" "$copy"
-		done
-		qemu-img snapshot -a "$snapshot" "$copy"
+	if ! qemu-img snapshot -a "$snapshot" "$copy"; then
+		rm "$copy"
+		return 1
 	fi
 	qemu-img convert -U -f "$format" -O raw "$copy" "$out"
 	rm -f "$copy"
