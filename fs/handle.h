@@ -1,0 +1,91 @@
+/* Open files and directories: what is behind fuse_file_info.fh.
+ *
+ * All of them are in a table, because a signal can end the mount while files are open (no RELEASE comes then, and the store wants every
+ * disk closed), and because other requests must know which files are being written. */
+#ifndef FS_HANDLE_H
+#define FS_HANDLE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/list.h"
+#include "base/strbuf.h"
+
+struct fs;
+struct place;
+struct disk_file;
+struct dir_list;
+
+enum handle_kind {
+	HANDLE_DISK,   /* a disk or a snapshot's memory */
+	HANDLE_TEXT,   /* a text as it was when it was opened */
+	HANDLE_EVENTS, /* live */
+	HANDLE_DOMAIN, /* domain.xml being written */
+	HANDLE_SCRATCH,
+	HANDLE_DIR,
+};
+
+struct handle {
+	struct list link;
+	unsigned nr_refs; /* protected by the table's lock */
+	enum handle_kind kind;
+	bool writable;
+	uint64_t ino;
+	uint32_t vm;	      /* its id; 0: none */
+	struct place *place; /* owned; as it was when it was opened */
+	union {
+		struct disk_file *disk;
+		struct dir_list *dir;
+		struct {
+			char *text;
+			size_t text_len;
+		};
+		/* HANDLE_DOMAIN, protected by the table's lock */
+		struct {
+			struct strbuf edited;
+			bool is_changed; /* since it was last given to the store */
+		};
+	};
+};
+
+struct handles;
+
+int handles_new(struct handles **ret);
+void handles_free(struct handles *handles);
+
+/* A handle on PLACE (copied), in the table, with one reference; NULL: memory is out. */
+struct handle *handle_new(struct fs *fs, const struct place *place, enum handle_kind kind, bool writable);
+
+/* Gives a reference back. With the last one, what it has open is closed; a disk's error is reported as an event. */
+void handle_put(struct fs *fs, struct handle *handle);
+void handles_close_all(struct fs *fs);
+
+/* A reference to some open file of INO, which may have been removed meanwhile; NULL: there is none. */
+struct handle *handles_find(struct handles *handles, uint64_t ino);
+
+/* Whether INO is open for writing. */
+bool handles_has_writer(struct handles *handles, uint64_t ino);
+
+/* Waits until no disk of VM is open, for 300 ms at most. The kernel tells us of a close(2) a moment after it has returned, and
+ * the next operation may be there before. */
+void handles_wait_closed(struct handles *handles, uint32_t vm);
+
+/* --- a domain.xml being written ---------------------------------------------------------------------------------- */
+
+/* -EFBIG, -ENOMEM. */
+int handle_edit(struct fs *fs, struct handle *handle, const void *buf, size_t len, uint64_t off);
+int handle_edit_resize(struct fs *fs, struct handle *handle, uint64_t file_size);
+/* Copies what is there at OFF; returns how much. */
+size_t handle_edit_read(struct fs *fs, struct handle *handle, void *buf, size_t len, uint64_t off);
+
+/* A copy of the text, if it has changed since the last time: the caller frees. NULL: unchanged, or memory is out. A shell
+ * that redirects into the file closes a descriptor before anything is written: until the LAST close, an empty text is unchanged. */
+char *handle_edit_take_changes(struct fs *fs, struct handle *handle, bool last, size_t *ret_len);
+
+/* The length of what is being written to INO by somebody who has changed it; false: nobody has. */
+bool handles_edited_size(struct handles *handles, uint64_t ino, uint64_t *ret_file_size);
+/* Truncates what is being written to INO; false: nobody writes. */
+bool handles_edit_resize(struct fs *fs, uint64_t ino, uint64_t file_size, int *ret_err);
+
+#endif

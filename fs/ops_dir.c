@@ -1,0 +1,125 @@
+/* Names: looking them up, listing them. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "fs/ops.h"
+#include "fs/tree.h"
+
+#define MAX_DIR_REPLY (1u << 20)
+
+/* Where a copy may be going: in clones/, or in a VM that can be written. */
+static bool is_target(const struct place *dir)
+{
+	return dir->node.kind == NODE_CLONES ||
+	       ((dir->node.kind == NODE_VM || dir->node.kind == NODE_DISKS) && place_is_managed(dir));
+}
+
+void ops_lookup(fuse_req_t req, fuse_ino_t parent_ino, const char *name)
+{
+	struct fs *fs = ops_fs(req);
+	auto_place struct place parent = {0};
+	auto_place struct place child = {0};
+	if (!ops_place(req, parent_ino, &parent))
+		return;
+	int err = tree_lookup(fs, &parent, name, ops_thread(req), &child);
+	if (err == -ENOENT && is_target(&parent))
+		callers_note_missing(fs->callers, ops_thread(req), parent_ino, name);
+	if (err)
+		fuse_reply_err(req, -err);
+	else
+		ops_reply_entry(req, &parent, &child);
+}
+
+/* --- listing ---------------------------------------------------------------------------------------------------------- */
+
+void ops_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+	struct fs *fs = ops_fs(req);
+	auto_place struct place dir = {0};
+	if (!ops_place(req, ino, &dir))
+		return;
+	if (dir.node.kind == NODE_VM || dir.node.kind == NODE_SNAPSHOT)
+		callers_note_listing(fs->callers, ops_thread(req));
+	struct handle *handle = handle_new(fs, &dir, HANDLE_DIR, false);
+	if (!handle) {
+		fuse_reply_err(req, ENOMEM);
+		return;
+	}
+	fi->fh = (uintptr_t)handle;
+	if (fuse_reply_open(req, fi) < 0)
+		handle_put(fs, handle);
+}
+
+/* The names are taken at the start of each pass, so that offsets keep their meaning while it lasts. One process at a time reads a directory
+ * handle: the kernel holds the file's position lock. */
+static int list_again(struct fs *fs, struct handle *handle)
+{
+	struct place now = {0};
+	struct dir_list *list = NULL;
+	int err = place_open(fs, handle->ino, &now);
+	if (!err)
+		err = tree_list(fs, &now, &list);
+	place_done(&now);
+	if (err)
+		return err;
+	dir_list_free(handle->dir);
+	handle->dir = list;
+	return 0;
+}
+
+/* Room that the entry takes, or would take, of LEN; 0: it can't be shown. Attributes come along only where they cost nothing, for
+ * those that are kept: an inode of 0 says "look it up when you want it". */
+static size_t add_entry(fuse_req_t req, const struct place *dir, const struct dir_entry *entry, bool plus, char *buf,
+			size_t len, off_t next_off)
+{
+	struct fs *fs = ops_fs(req);
+	struct fuse_entry_param param = {.attr = {.st_ino = node_ino(entry->node), .st_mode = attr_type(entry->node.kind)}};
+	if (!plus)
+		return fuse_add_direntry(req, buf, len, entry->name, &param.attr, next_off);
+	auto_place struct place child = {0};
+	bool is_dot = !strcmp(entry->name, ".") || !strcmp(entry->name, "..");
+	if (!is_dot && S_ISDIR(param.attr.st_mode) && place_open(fs, param.attr.st_ino, &child) == 0)
+		ops_entry(req, dir, &child, &param);
+	return fuse_add_direntry_plus(req, buf, len, entry->name, &param, next_off);
+}
+
+static void read_dir(fuse_req_t req, size_t len, off_t off, struct fuse_file_info *fi, bool plus)
+{
+	struct fs *fs = ops_fs(req);
+	struct handle *handle = ops_handle(fi);
+	int err = off == 0 || !handle->dir ? list_again(fs, handle) : 0;
+	size_t buf_len = len < MAX_DIR_REPLY ? len : MAX_DIR_REPLY, used = 0;
+	auto_free char *buf = err ? NULL : malloc(buf_len);
+	if (!buf) {
+		fuse_reply_err(req, err == -ENOENT ? ENOENT : err ? -err : ENOMEM);
+		return;
+	}
+	for (size_t i = (size_t)off; i < handle->dir->nr_entries; i++) {
+		size_t n = add_entry(req, handle->place, &handle->dir->entries[i], plus, buf + used, buf_len - used, (off_t)i + 1);
+		if (n > buf_len - used)
+			break;
+		used += n;
+	}
+	fuse_reply_buf(req, buf, used);
+}
+
+void ops_readdir(fuse_req_t req, fuse_ino_t ino, size_t len, off_t off, struct fuse_file_info *fi)
+{
+	(void)ino;
+	read_dir(req, len, off, fi, false);
+}
+
+void ops_readdirplus(fuse_req_t req, fuse_ino_t ino, size_t len, off_t off, struct fuse_file_info *fi)
+{
+	(void)ino;
+	read_dir(req, len, off, fi, true);
+}
+
+void ops_releasedir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+	(void)ino;
+	handle_put(ops_fs(req), ops_handle(fi));
+	fuse_reply_err(req, 0);
+}

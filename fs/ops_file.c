@@ -1,0 +1,215 @@
+/* Opening and closing files. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "fs/ops.h"
+#include "fs/text.h"
+#include "store/intern.h"
+
+/* Who opens to truncate writes, whatever the access mode. */
+static bool wants_write(const struct fuse_file_info *fi)
+{
+	return (fi->flags & O_ACCMODE) != O_RDONLY || (fi->flags & O_TRUNC);
+}
+
+/* --- disks ------------------------------------------------------------------------------------------------------------ */
+
+/* What tells this disk of a snapshot from another one that may come under its name. */
+static uint64_t content_hash(const struct place *place, struct disk_file *file)
+{
+	struct disk_stat ds = {0};
+	disk_fstat(file, &ds);
+	uint64_t hash = hash_bytes(HASH_START, &place->snapshot->created, sizeof place->snapshot->created);
+	hash = hash_bytes(hash, &ds.virtual_size, sizeof ds.virtual_size);
+	hash = hash_bytes(hash, &ds.allocated, sizeof ds.allocated);
+	hash = hash_bytes(hash, &ds.mtime.tv_sec, sizeof ds.mtime.tv_sec);
+	hash = hash_bytes(hash, &ds.mtime.tv_nsec, sizeof ds.mtime.tv_nsec);
+	if (place->disk) {
+		hash = hash_text(hash, place->disk->path ? place->disk->path : "");
+		hash = hash_text(hash, place->disk->snapshot ? place->disk->snapshot : "");
+	}
+	return hash;
+}
+
+static int open_disk_file(struct fs *fs, const struct place *place, bool writable, struct disk_file **ret,
+			  struct reason *why)
+{
+	if (place->node.kind == NODE_MEMORY)
+		return writable ? -EROFS : memory_open(fs->store, place->vm, place->snapshot, ret, why);
+	return disk_open(fs->store, place->vm, place->snapshot, place->disk, writable, ret, why);
+}
+
+static int open_disk(fuse_req_t req, const struct place *place, struct fuse_file_info *fi, struct reason *why)
+{
+	struct fs *fs = ops_fs(req);
+	struct disk_file *file = NULL;
+	bool writable = wants_write(fi);
+	int err = open_disk_file(fs, place, writable, &file, why);
+	if (err)
+		return err;
+	if (fi->flags & O_TRUNC)
+		err = disk_resize(file, 0);
+	struct handle *handle = err ? NULL : handle_new(fs, place, HANDLE_DISK, writable);
+	if (!handle) {
+		disk_close(file, NULL);
+		return err ? err : -ENOMEM;
+	}
+	handle->disk = file;
+	if (fi->flags & O_TRUNC)
+		sources_hint(fs->sources, file, place->disk->file_name, ops_thread(req));
+	if (place->snapshot) {
+		fi->keep_cache = page_cache_is_current(fs->page_cache, place_ino(place), content_hash(place, file));
+		if (place->disk)
+			sources_add(fs->sources, file, place->disk->file_name, ops_thread(req));
+	}
+	fi->fh = (uintptr_t)handle;
+	return 0;
+}
+
+/* --- texts ------------------------------------------------------------------------------------------------------------ */
+
+static int open_text(struct fs *fs, const struct place *place, struct fuse_file_info *fi, struct reason *why)
+{
+	auto_free char *text = NULL;
+	size_t len = 0;
+	int err = text_load(fs, place, &text, &len, why);
+	struct handle *handle = err ? NULL : handle_new(fs, place, HANDLE_TEXT, false);
+	if (!handle)
+		return err ? err : -ENOMEM;
+	handle->text = take_ptr(text);
+	handle->text_len = len;
+	fi->fh = (uintptr_t)handle;
+	return 0;
+}
+
+static int open_domain_to_edit(struct fs *fs, const struct place *place, struct fuse_file_info *fi, struct reason *why)
+{
+	auto_free char *text = NULL;
+	size_t len = 0;
+	bool empty = fi->flags & O_TRUNC;
+	int err = empty ? 0 : text_load(fs, place, &text, &len, why);
+	struct handle *handle = err ? NULL : handle_new(fs, place, HANDLE_DOMAIN, true);
+	if (!handle)
+		return err ? err : -ENOMEM;
+	if (empty)
+		handle->is_changed = true;
+	else
+		strbuf_add(&handle->edited, text, len);
+	fi->fh = (uintptr_t)handle;
+	return 0;
+}
+
+static int open_live(struct fs *fs, const struct place *place, enum handle_kind kind, struct fuse_file_info *fi)
+{
+	int err = kind == HANDLE_SCRATCH ? scratch_open(fs->scratch, node_number(place->node)) : 0;
+	struct handle *handle = err ? NULL : handle_new(fs, place, kind, wants_write(fi));
+	if (!handle) {
+		if (!err && kind == HANDLE_SCRATCH)
+			scratch_close(fs->scratch, node_number(place->node));
+		return err ? err : -ENOMEM;
+	}
+	if (kind == HANDLE_SCRATCH && (fi->flags & O_TRUNC))
+		scratch_resize(fs->scratch, node_number(place->node), 0);
+	fi->fh = (uintptr_t)handle;
+	return 0;
+}
+
+/* --- the operations --------------------------------------------------------------------------------------------------- */
+
+int ops_open_place(fuse_req_t req, const struct place *place, struct fuse_file_info *fi, struct reason *why)
+{
+	struct fs *fs = ops_fs(req);
+	bool writable = wants_write(fi);
+	if (place->node.kind == NODE_DISK || place->node.kind == NODE_MEMORY)
+		return open_disk(req, place, fi, why);
+	fi->direct_io = 1; /* texts change, and their sizes with them */
+	if (place->node.kind == NODE_SCRATCH)
+		return open_live(fs, place, HANDLE_SCRATCH, fi);
+	if (writable && place->node.kind == NODE_DOMAIN && place_is_managed(place))
+		return open_domain_to_edit(fs, place, fi, why);
+	if (writable)
+		return place_is_managed(place) ? -EPERM : -EROFS;
+	if (text_is(place))
+		return open_text(fs, place, fi, why);
+	return open_live(fs, place, HANDLE_EVENTS, fi);
+}
+
+void ops_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+	struct reason why = {0};
+	auto_place struct place place = {0};
+	if (!ops_place(req, ino, &place))
+		return;
+	int err = ops_open_place(req, &place, fi, &why);
+	if (err) {
+		ops_fail(req, &place, wants_write(fi) ? "write to" : "open", NULL, err, &why);
+		return;
+	}
+	fi->noflush = !wants_write(fi);
+	if (fuse_reply_open(req, fi) < 0)
+		handle_put(ops_fs(req), ops_handle(fi));
+}
+
+/* Gives what has been written to domain.xml to the store. */
+static int save_domain(struct fs *fs, struct handle *handle, bool last, struct reason *why)
+{
+	size_t len = 0;
+	auto_free char *text = handle_edit_take_changes(fs, handle, last, &len);
+	struct vm *vm = text ? store_get(fs->store, handle->vm) : NULL;
+	if (!vm)
+		return 0; /* unchanged, or the VM is gone */
+	int err = store_set_domain(fs->store, vm, text, len, why);
+	vm_put(vm);
+	return err;
+}
+
+void ops_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+	(void)ino;
+	struct fs *fs = ops_fs(req);
+	struct handle *handle = ops_handle(fi);
+	struct reason why = {0};
+	if (handle->vm && handle->writable)
+		veil_touch(fs->veil, handle->vm);
+	int err = handle->kind == HANDLE_DOMAIN ? save_domain(fs, handle, false, &why) : 0;
+	if (err)
+		ops_fail(req, handle->place, "write", NULL, err, &why);
+	else
+		fuse_reply_err(req, 0);
+}
+
+void ops_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+	(void)ino;
+	struct fs *fs = ops_fs(req);
+	struct handle *handle = ops_handle(fi);
+	struct reason why = {0};
+	if (handle->vm && handle->writable)
+		veil_touch(fs->veil, handle->vm);
+	int err = handle->kind == HANDLE_DOMAIN ? save_domain(fs, handle, true, &why) : 0;
+	if (err)
+		ops_fail(req, handle->place, "write", NULL, err, &why);
+	handle_put(fs, handle);
+	if (!err)
+		fuse_reply_err(req, 0);
+}
+
+void ops_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi)
+{
+	(void)ino;
+	(void)datasync;
+	struct handle *handle = ops_handle(fi);
+	struct reason why = {0};
+	int err = 0;
+	if (handle->kind == HANDLE_DISK && handle->writable)
+		err = disk_flush(handle->disk);
+	else if (handle->kind == HANDLE_DOMAIN)
+		err = save_domain(ops_fs(req), handle, false, &why);
+	if (err)
+		ops_fail(req, handle->place, "fsync", NULL, err, &why);
+	else
+		fuse_reply_err(req, 0);
+}

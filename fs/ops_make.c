@@ -1,0 +1,319 @@
+/* Making things: clones, disks, and whatever a copying program thinks it has to make. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "fs/ops.h"
+#include "fs/tree.h"
+
+#define CALLER_GROUPS_MAX 65536
+
+/* --- clones ----------------------------------------------------------------------------------------------------------- */
+
+struct caller_ids {
+	uid_t uid;
+	gid_t *groups; /* owned */
+	size_t nr_groups;
+};
+
+static int load_caller(fuse_req_t req, struct caller_ids *ret)
+{
+	const struct fuse_ctx *ctx = fuse_req_ctx(req);
+	gid_t *groups = mem_new_array(CALLER_GROUPS_MAX, sizeof *groups);
+	if (!groups)
+		return -ENOMEM;
+	groups[0] = ctx->gid;
+	int more = ctx->uid ? fuse_req_getgroups(req, CALLER_GROUPS_MAX - 1, groups + 1) : 0;
+	if (more > CALLER_GROUPS_MAX - 1)
+		more = CALLER_GROUPS_MAX - 1;
+	*ret = (struct caller_ids){.uid = ctx->uid, .groups = groups, .nr_groups = 1 + (size_t)(more > 0 ? more : 0)};
+	return 0;
+}
+
+static bool caller_may_read(const struct caller_ids *ids, uid_t owner, gid_t group, mode_t mode)
+{
+	return attr_may_read(ids->uid, ids->groups, ids->nr_groups, owner, group, mode);
+}
+
+/* A clone shows its owner all that it was cloned from: who couldn't read that can't have it cloned. */
+static int check_clone_access(fuse_req_t req, const struct place *from, struct reason *why)
+{
+	struct fs *fs = ops_fs(req);
+	struct caller_ids ids;
+	size_t nr;
+	const struct vm_disk *disks = place_disks(from, &nr);
+	int err = load_caller(req, &ids);
+	if (err)
+		return err;
+	if (!caller_may_read(&ids, from->vm->uid, from->vm->gid, from->vm->mode))
+		err = reason_set(why, -EACCES, "user %u may not read the configuration", (unsigned)ids.uid);
+	for (size_t i = 0; !err && i < nr; i++) {
+		struct disk_stat ds = {0};
+		if (disk_stat(fs->store, from->vm, from->snapshot, &disks[i], &ds, NULL) < 0)
+			continue; /* such a disk isn't cloned */
+		if (!caller_may_read(&ids, ds.uid, ds.gid, ds.mode))
+			err = reason_set(why, -EACCES, "user %u may not read the images of %s", (unsigned)ids.uid,
+					 disks[i].file_name);
+	}
+	free(ids.groups);
+	return err;
+}
+
+/* The new VM is owned by who made it. */
+static int make_vm(fuse_req_t req, const struct place *parent, const char *name, struct place *ret, struct reason *why)
+{
+	struct fs *fs = ops_fs(req);
+	const struct fuse_ctx *ctx = fuse_req_ctx(req);
+	struct vm *vm = NULL;
+	int err;
+	if (parent->node.kind == NODE_CLONES_OF) {
+		err = check_clone_access(req, parent, why);
+		if (!err)
+			err = store_clone(fs->store, parent->vm, parent->snapshot, name, ctx->uid, ctx->gid, &vm, why);
+	} else {
+		err = store_create(fs->store, name, ctx->uid, ctx->gid, &vm, why);
+	}
+	return err ? err : place_of_vm((struct node){.kind = NODE_VM, .vm = vm->id}, vm, ret);
+}
+
+/* clones/VM@SNAPSHOT where there is that VM and no such snapshot: a slip, not a name for an empty VM. */
+static int check_new_name(struct fs *fs, const struct place *parent, const char *name, struct reason *why)
+{
+	const char *at = strrchr(name, '@');
+	if (parent->node.kind != NODE_CLONES || !at)
+		return 0;
+	auto_free char *vm_name = strndup(name, (size_t)(at - name));
+	struct vm *vm = vm_name ? store_find(fs->store, PLACE_VMS, vm_name) : NULL;
+	if (!vm)
+		return 0;
+	vm_put(vm);
+	return reason_set(why, -ENOENT, "%s has no snapshot %s", vm_name, at + 1);
+}
+
+static int mkdir_vm(fuse_req_t req, const struct place *parent, const char *name, struct place *ret, struct reason *why)
+{
+	struct fs *fs = ops_fs(req);
+	int err = check_new_name(fs, parent, name, why);
+	if (!err)
+		err = make_vm(req, parent, name, ret, why);
+	if (err)
+		return err;
+	if (parent->node.kind == NODE_CLONES && callers_is_copying_tree(fs->callers, ops_thread(req), place_ino(parent), name))
+		veil_cover(fs->veil, ret->vm->id, ops_thread(req));
+	ops_vms_changed(fs);
+	return 0;
+}
+
+/* The folders of a VM are there already, though not everybody may see them yet. */
+static int mkdir_in_vm(struct fs *fs, const struct place *vm, const char *name, struct place *ret, struct reason *why)
+{
+	enum node_kind kind = tree_service_kind(name);
+	if (kind != NODE_DISKS && kind != NODE_SNAPSHOTS)
+		return reason_set(why, -EPERM, "a VM has no other folders than disks and snapshots");
+	veil_lift(fs->veil, vm->node.vm, kind);
+	return place_of_vm((struct node){.kind = kind, .vm = vm->node.vm}, vm_ref(vm->vm), ret);
+}
+
+static int make_dir(fuse_req_t req, const struct place *parent, const char *name, struct place *ret, struct reason *why)
+{
+	if (parent->node.kind == NODE_CLONES || parent->node.kind == NODE_CLONES_OF)
+		return mkdir_vm(req, parent, name, ret, why);
+	if (!place_is_managed(parent))
+		return -EROFS;
+	if (parent->node.kind == NODE_VM)
+		return mkdir_in_vm(ops_fs(req), parent, name, ret, why);
+	if (parent->node.kind == NODE_SNAPSHOTS)
+		return reason_set(why, -EOPNOTSUPP, "taking snapshots isn't supported yet. Clone the VM as it is now: mkdir clones/%s@/NEW",
+				  parent->vm->name);
+	return reason_set(why, -EPERM, "only disks go here");
+}
+
+void ops_mkdir(fuse_req_t req, fuse_ino_t parent_ino, const char *name, mode_t mode)
+{
+	(void)mode;
+	struct reason why = {0};
+	auto_place struct place parent = {0};
+	auto_place struct place child = {0};
+	if (!ops_place(req, parent_ino, &parent))
+		return;
+	int err = make_dir(req, &parent, name, &child, &why);
+	if (err) {
+		ops_fail(req, &parent, "mkdir", name, err, &why);
+		return;
+	}
+	callers_note_making(ops_fs(req)->callers, ops_thread(req));
+	ops_reply_entry(req, &parent, &child);
+}
+
+/* --- files ------------------------------------------------------------------------------------------------------------ */
+
+/* NAME without what rsync makes of it while it writes: ".NAME.XXXXXX". The caller frees. */
+static char *final_name(const char *name)
+{
+	size_t len = strlen(name);
+	if (len > 8 && name[0] == '.' && name[len - 7] == '.')
+		return strndup(name + 1, len - 8);
+	return strdup(name);
+}
+
+/* What a copy of a VM or snapshot brings along and nobody wants to keep: we have our own. */
+static bool is_unwanted(const char *name)
+{
+	auto_free char *final = final_name(name);
+	enum node_kind kind = final ? tree_service_kind(final) : NODE_NONE;
+	return final && (kind == NODE_STATUS || kind == NODE_VM_EVENTS || kind == NODE_CURRENT ||
+			 !strcmp(final, "snapshot.xml") || !strcmp(final, "memory"));
+}
+
+static int create_scratch(fuse_req_t req, const struct place *vm, const char *name, mode_t mode, struct place *ret,
+			  struct handle **ret_handle)
+{
+	struct fs *fs = ops_fs(req);
+	const struct fuse_ctx *ctx = fuse_req_ctx(req);
+	struct stat st = {.st_uid = ctx->uid, .st_gid = ctx->gid, .st_mode = mode & 0777};
+	uint32_t number;
+	int err = scratch_create(fs->scratch, vm->node.vm, name, &st, is_unwanted(name), &number);
+	if (err)
+		return err;
+	veil_lift(fs->veil, vm->node.vm, tree_service_kind(name));
+	err = place_of_vm(node_numbered(NODE_SCRATCH, vm->node.vm, number), vm_ref(vm->vm), ret);
+	*ret_handle = err ? NULL : handle_new(fs, ret, HANDLE_SCRATCH, true);
+	if (!*ret_handle)
+		scratch_close(fs->scratch, number);
+	return err ? err : *ret_handle ? 0 : -ENOMEM;
+}
+
+/* domain.xml where it was not seen: it is there, and gets new text. */
+static int create_domain(struct fs *fs, const struct place *vm, struct place *ret, struct handle **ret_handle)
+{
+	int err = place_of_vm((struct node){.kind = NODE_DOMAIN, .vm = vm->node.vm}, vm_ref(vm->vm), ret);
+	if (err)
+		return err;
+	veil_lift(fs->veil, vm->node.vm, NODE_DOMAIN);
+	*ret_handle = handle_new(fs, ret, HANDLE_DOMAIN, true);
+	return *ret_handle ? 0 : -ENOMEM;
+}
+
+static int create_disk(fuse_req_t req, const struct place *disks, const char *name, mode_t mode, struct place *ret,
+		       struct handle **ret_handle, struct reason *why)
+{
+	struct fs *fs = ops_fs(req);
+	const struct fuse_ctx *ctx = fuse_req_ctx(req);
+	struct disk_file *file = NULL;
+	int err = disk_create(fs->store, disks->vm, name, mode & 0777, ctx->uid, ctx->gid, &file, why);
+	if (err)
+		return err;
+	struct vm *vm = store_get(fs->store, disks->node.vm);
+	const struct vm_disk *disk = vm ? vm_find_disk(vm->disks, vm->nr_disks, name) : NULL;
+	if (!disk) {
+		vm_put(vm);
+		disk_close(file, NULL);
+		return -ENOENT;
+	}
+	err = place_of_vm((struct node){.kind = NODE_DISK, .vm = vm->id, .disk = disk->id}, vm, ret);
+	*ret_handle = err ? NULL : handle_new(fs, ret, HANDLE_DISK, true);
+	if (!*ret_handle) {
+		disk_close(file, NULL);
+		return err ? err : -ENOMEM;
+	}
+	(*ret_handle)->disk = file;
+	sources_hint(fs->sources, file, name, ops_thread(req));
+	return 0;
+}
+
+static int create_file(fuse_req_t req, const struct place *parent, const char *name, mode_t mode, struct place *ret,
+		       struct handle **ret_handle, struct reason *why)
+{
+	if (parent->node.kind == NODE_CLONES || parent->node.kind == NODE_CLONES_OF)
+		return reason_set(why, -EPERM, "clones are directories: mkdir, or cp -r of a snapshot");
+	if (!place_is_managed(parent))
+		return -EROFS;
+	if (parent->node.kind == NODE_DISKS)
+		return create_disk(req, parent, name, mode, ret, ret_handle, why);
+	if (parent->node.kind != NODE_VM)
+		return -EPERM;
+	enum node_kind kind = tree_service_kind(name);
+	if (kind == NODE_DISKS || kind == NODE_SNAPSHOTS)
+		return -EEXIST;
+	if (kind == NODE_DOMAIN)
+		return create_domain(ops_fs(req), parent, ret, ret_handle);
+	return create_scratch(req, parent, name, mode, ret, ret_handle);
+}
+
+/* Somebody else has just made it, and the caller wouldn't mind. */
+static int open_existing(fuse_req_t req, const struct place *parent, const char *name, struct place *ret,
+			 struct fuse_file_info *fi, struct reason *why)
+{
+	int err = tree_lookup(ops_fs(req), parent, name, 0, ret);
+	return err ? err : ops_open_place(req, ret, fi, why);
+}
+
+void ops_create(fuse_req_t req, fuse_ino_t parent_ino, const char *name, mode_t mode, struct fuse_file_info *fi)
+{
+	struct fs *fs = ops_fs(req);
+	struct reason why = {0};
+	struct handle *handle = NULL;
+	struct fuse_entry_param entry;
+	auto_place struct place parent = {0};
+	auto_place struct place child = {0};
+	if (!ops_place(req, parent_ino, &parent))
+		return;
+	int err = create_file(req, &parent, name, mode, &child, &handle, &why);
+	if (!err) {
+		fi->fh = (uintptr_t)handle;
+		fi->direct_io = handle->kind != HANDLE_DISK;
+	} else if (err == -EEXIST && !(fi->flags & O_EXCL)) {
+		err = open_existing(req, &parent, name, &child, fi, &why);
+		handle = err ? NULL : ops_handle(fi);
+	}
+	if (!err)
+		err = ops_entry(req, &parent, &child, &entry);
+	if (err) {
+		if (handle)
+			handle_put(fs, handle);
+		ops_fail(req, &parent, "create", name, err, &why);
+		return;
+	}
+	callers_note_making(fs->callers, ops_thread(req));
+	if (fuse_reply_create(req, &entry, fi) < 0)
+		handle_put(fs, handle);
+}
+
+/* --- links ------------------------------------------------------------------------------------------------------------ */
+
+/* A copy of a VM brings its `current` along: accepted, and not kept. */
+static int create_current(fuse_req_t req, const struct place *vm, const char *target, struct fuse_entry_param *ret)
+{
+	struct fs *fs = ops_fs(req);
+	veil_lift(fs->veil, vm->node.vm, NODE_CURRENT);
+	struct node node = {.kind = NODE_CURRENT, .vm = vm->node.vm};
+	*ret = (struct fuse_entry_param){.ino = node_ino(node),
+					 .attr = {.st_ino = node_ino(node),
+						  .st_mode = S_IFLNK | 0777,
+						  .st_nlink = 1,
+						  .st_size = (off_t)strlen(target),
+						  .st_uid = vm->vm->uid,
+						  .st_gid = vm->vm->gid}};
+	return 0;
+}
+
+void ops_symlink(fuse_req_t req, const char *target, fuse_ino_t parent_ino, const char *name)
+{
+	struct reason why = {0};
+	struct fuse_entry_param entry;
+	auto_place struct place parent = {0};
+	if (!ops_place(req, parent_ino, &parent))
+		return;
+	int err = -EROFS;
+	if (place_is_managed(&parent))
+		err = parent.node.kind == NODE_VM && tree_service_kind(name) == NODE_CURRENT &&
+				      callers_is_copying(ops_fs(req)->callers, ops_thread(req))
+			      ? create_current(req, &parent, target, &entry)
+			      : reason_set(&why, -EPERM, "there are no links here");
+	if (err)
+		ops_fail(req, &parent, "ln -s", name, err, &why);
+	else
+		fuse_reply_entry(req, &entry);
+}

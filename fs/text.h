@@ -1,0 +1,14 @@
+/* Texts that are files: README.txt, domain.xml, snapshot.xml, status, jobs. */
+#ifndef FS_TEXT_H
+#define FS_TEXT_H
+
+#include "base/reason.h"
+#include "fs/place.h"
+
+/* What the file holds now; the caller frees. -EINVAL: PLACE is no such file. */
+int text_load(struct fs *fs, const struct place *place, char **ret, size_t *ret_len, struct reason *why);
+
+/* Whether it is one. */
+bool text_is(const struct place *place);
+
+#endif

@@ -1,0 +1,152 @@
+#include "fs/veil.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+
+#include "fs/callers.h"
+#include "fs/clock.h"
+
+#define VEILS	   64
+#define COVERED_MS 60000
+#define REMOVED_MS 10000
+
+static_assert(NODE_KINDS <= 32, "a bit for each kind");
+
+struct veil_entry {
+	uint32_t vm; /* 0: free */
+	int64_t seen_ms;
+	pid_t maker; /* 0: none */
+	int64_t covered_ms;
+	uint32_t made; /* by the maker, a bit for each kind */
+	uint32_t removed;
+	int64_t removed_ms;
+};
+
+struct veil {
+	pthread_mutex_t lock;
+	/* protected by lock */
+	struct veil_entry entries[VEILS];
+};
+
+int veil_new(struct veil **ret)
+{
+	struct veil *veil = calloc(1, sizeof *veil);
+	if (!veil)
+		return -ENOMEM;
+	pthread_mutex_init(&veil->lock, NULL);
+	*ret = veil;
+	return 0;
+}
+
+void veil_free(struct veil *veil)
+{
+	if (!veil)
+		return;
+	pthread_mutex_destroy(&veil->lock);
+	free(veil);
+}
+
+/* The entry of VM, or NULL. */
+static struct veil_entry *find_locked(struct veil *veil, uint32_t vm)
+{
+	for (struct veil_entry *e = veil->entries; e < veil->entries + VEILS; e++)
+		if (e->vm == vm)
+			return e;
+	return NULL;
+}
+
+/* The same, made where there is none, in the place of the one that was used longest ago. */
+static struct veil_entry *make_locked(struct veil *veil, uint32_t vm)
+{
+	struct veil_entry *entry = find_locked(veil, vm);
+	if (!entry) {
+		entry = &veil->entries[0];
+		for (struct veil_entry *e = veil->entries; e < veil->entries + VEILS; e++)
+			if (e->seen_ms < entry->seen_ms)
+				entry = e;
+		*entry = (struct veil_entry){.vm = vm};
+	}
+	entry->seen_ms = clock_ms();
+	return entry;
+}
+
+void veil_cover(struct veil *veil, uint32_t vm, pid_t maker)
+{
+	pid_t process = callers_process(maker);
+	if (!process)
+		return;
+	pthread_mutex_lock(&veil->lock);
+	struct veil_entry *entry = make_locked(veil, vm);
+	entry->maker = process;
+	entry->covered_ms = entry->seen_ms;
+	entry->made = 0;
+	pthread_mutex_unlock(&veil->lock);
+}
+
+void veil_touch(struct veil *veil, uint32_t vm)
+{
+	pthread_mutex_lock(&veil->lock);
+	struct veil_entry *entry = find_locked(veil, vm);
+	if (entry && entry->maker)
+		entry->covered_ms = clock_ms();
+	pthread_mutex_unlock(&veil->lock);
+}
+
+void veil_remove(struct veil *veil, uint32_t vm, enum node_kind kind)
+{
+	pthread_mutex_lock(&veil->lock);
+	struct veil_entry *entry = make_locked(veil, vm);
+	if (entry->seen_ms - entry->removed_ms >= REMOVED_MS)
+		entry->removed = 0;
+	entry->removed |= 1u << kind;
+	entry->removed_ms = entry->seen_ms;
+	pthread_mutex_unlock(&veil->lock);
+}
+
+void veil_lift(struct veil *veil, uint32_t vm, enum node_kind kind)
+{
+	pthread_mutex_lock(&veil->lock);
+	struct veil_entry *entry = find_locked(veil, vm);
+	if (entry) {
+		entry->made |= 1u << kind;
+		entry->removed &= ~(1u << kind);
+		entry->seen_ms = entry->covered_ms = clock_ms();
+	}
+	pthread_mutex_unlock(&veil->lock);
+}
+
+static bool is_removed(const struct veil_entry *entry, enum node_kind kind, int64_t now)
+{
+	return (entry->removed & 1u << kind) && now - entry->removed_ms < REMOVED_MS;
+}
+
+static bool is_covered(const struct veil_entry *entry, enum node_kind kind, int64_t now)
+{
+	return entry->maker && now - entry->covered_ms < COVERED_MS && !(entry->made & 1u << kind);
+}
+
+bool veil_hides(struct veil *veil, uint32_t vm, enum node_kind kind, pid_t thread)
+{
+	int64_t now = clock_ms();
+	pthread_mutex_lock(&veil->lock);
+	struct veil_entry *entry = find_locked(veil, vm);
+	bool removed = entry && is_removed(entry, kind, now);
+	pid_t maker = entry && is_covered(entry, kind, now) ? entry->maker : 0;
+	pthread_mutex_unlock(&veil->lock);
+	if (removed || !maker || !thread || callers_process(thread) != maker)
+		return removed;
+	veil_touch(veil, vm);
+	return true;
+}
+
+bool veil_covers(struct veil *veil, uint32_t vm)
+{
+	int64_t now = clock_ms();
+	pthread_mutex_lock(&veil->lock);
+	struct veil_entry *entry = find_locked(veil, vm);
+	bool covers = entry && (now - entry->covered_ms < 2 * COVERED_MS || now - entry->removed_ms < 2 * REMOVED_MS);
+	pthread_mutex_unlock(&veil->lock);
+	return covers;
+}

@@ -1,0 +1,37 @@
+/* Names of a managed VM that are hidden for a while, though what they name is always there.
+ *
+ * A VM made by mkdir has its folders and its domain.xml from the start; a program that copies a tree makes each of them without looking,
+ * and would fail on those that are there. So they are hidden from the process that made the VM by copying, until it makes
+ * them, or has done nothing there for a minute. Nobody else sees a difference.
+ *
+ * rm -r removes a directory's children first. Service files can't be removed: the unlink succeeds and hides the name from all; if
+ * the VM isn't removed as well they show again after 10 s. Safe from any thread. */
+#ifndef FS_VEIL_H
+#define FS_VEIL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "fs/node.h"
+
+struct veil;
+
+int veil_new(struct veil **ret);
+void veil_free(struct veil *veil);
+
+/* Hides VM's names from the process of MAKER. */
+void veil_cover(struct veil *veil, uint32_t vm, pid_t maker);
+/* The process is still at it: what was covered stays so. */
+void veil_touch(struct veil *veil, uint32_t vm);
+/* KIND was removed: hides it from all. */
+void veil_remove(struct veil *veil, uint32_t vm, enum node_kind kind);
+/* KIND was made: shows it to all. */
+void veil_lift(struct veil *veil, uint32_t vm, enum node_kind kind);
+
+/* Whether THREAD doesn't see KIND; 0: a caller from whom only removed names are hidden. */
+bool veil_hides(struct veil *veil, uint32_t vm, enum node_kind kind, pid_t thread);
+/* Whether there may be names of VM that not everybody sees at every time: nobody should remember them. */
+bool veil_covers(struct veil *veil, uint32_t vm);
+
+#endif

@@ -1,0 +1,142 @@
+#include "fs/xattr.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/mem.h"
+#include "base/strbuf.h"
+
+#define PREFIX "user.vmsnapfs."
+
+static int add_text(const char *text, struct strbuf *value)
+{
+	if (!text || !*text)
+		return -ENODATA;
+	strbuf_add(value, text, strlen(text));
+	return 0;
+}
+
+static int get_uuid(struct fs *fs, const struct place *place, struct strbuf *value)
+{
+	(void)fs;
+	return add_text(place->snapshot ? place->snapshot->uuid : place->vm->uuid, value);
+}
+
+static int get_origin(struct fs *fs, const struct place *place, struct strbuf *value)
+{
+	(void)fs;
+	return add_text(place->vm->origin, value);
+}
+
+static int get_parent(struct fs *fs, const struct place *place, struct strbuf *value)
+{
+	(void)fs;
+	return add_text(place->snapshot->parent, value);
+}
+
+static int get_state(struct fs *fs, const struct place *place, struct strbuf *value)
+{
+	(void)fs;
+	return add_text(place->snapshot->state, value);
+}
+
+static int get_description(struct fs *fs, const struct place *place, struct strbuf *value)
+{
+	(void)fs;
+	return add_text(place->snapshot->description, value);
+}
+
+static int get_created(struct fs *fs, const struct place *place, struct strbuf *value)
+{
+	(void)fs;
+	char text[40];
+	struct tm tm;
+	time_t created = (time_t)(place->snapshot ? place->snapshot->created : place->vm->created);
+	if (!created || !gmtime_r(&created, &tm) || !strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &tm))
+		return -ENODATA;
+	return add_text(text, value);
+}
+
+static int get_chain(struct fs *fs, const struct place *place, struct strbuf *value)
+{
+	auto_free char *chain = NULL;
+	if (disk_chain(fs->store, place->vm, place->snapshot, place->disk, &chain, NULL) < 0)
+		return -ENODATA;
+	size_t len = strlen(chain);
+	if (len && chain[len - 1] == '\n')
+		chain[len - 1] = '\0';
+	return add_text(chain, value);
+}
+
+/* The file that QEMU reads this disk from. There is none for an internal snapshot. */
+static int get_layer(struct fs *fs, const struct place *place, struct strbuf *value)
+{
+	if (place->disk->snapshot)
+		return -ENODATA;
+	auto_free char *chain = NULL;
+	if (disk_chain(fs->store, place->vm, place->snapshot, place->disk, &chain, NULL) < 0)
+		return -ENODATA;
+	chain[strcspn(chain, "\n")] = '\0';
+	return add_text(chain, value);
+}
+
+static int get_depth(struct fs *fs, const struct place *place, struct strbuf *value)
+{
+	struct disk_stat ds;
+	if (disk_stat(fs->store, place->vm, place->snapshot, place->disk, &ds, NULL) < 0)
+		return -ENODATA;
+	strbuf_addf(value, "%zu", ds.depth);
+	return 0;
+}
+
+static const struct extended {
+	enum node_kind kind;
+	const char *name;
+	int (*get)(struct fs *fs, const struct place *place, struct strbuf *value); /* -ENODATA */
+} attributes[] = {
+	{NODE_VM, PREFIX "uuid", get_uuid},
+	{NODE_VM, PREFIX "created", get_created},
+	{NODE_VM, PREFIX "origin", get_origin},
+	{NODE_SNAPSHOT, PREFIX "uuid", get_uuid},
+	{NODE_SNAPSHOT, PREFIX "created", get_created},
+	{NODE_SNAPSHOT, PREFIX "parent", get_parent},
+	{NODE_SNAPSHOT, PREFIX "state", get_state},
+	{NODE_SNAPSHOT, PREFIX "description", get_description},
+	{NODE_DISK, PREFIX "chain", get_chain},
+	{NODE_DISK, PREFIX "layer", get_layer},
+	{NODE_DISK, PREFIX "depth", get_depth},
+};
+
+#define for_each_attribute(a) \
+	for (const struct extended *a = attributes; a < attributes + sizeof attributes / sizeof *attributes; a++)
+
+int xattr_load(struct fs *fs, const struct place *place, const char *name, char **ret, size_t *ret_len)
+{
+	for_each_attribute(attribute) {
+		if (attribute->kind != place->node.kind || strcmp(attribute->name, name))
+			continue;
+		struct strbuf value = {0};
+		int err = attribute->get(fs, place, &value);
+		if (!err)
+			err = strbuf_take(&value, ret, ret_len);
+		strbuf_done(&value);
+		return err;
+	}
+	return -ENODATA;
+}
+
+int xattr_list(struct fs *fs, const struct place *place, char **ret, size_t *ret_len)
+{
+	struct strbuf names = {0};
+	for_each_attribute(attribute) {
+		auto_free char *value = NULL;
+		size_t len;
+		if (attribute->kind == place->node.kind &&
+		    xattr_load(fs, place, attribute->name, &value, &len) == 0)
+			strbuf_add(&names, attribute->name, strlen(attribute->name) + 1);
+	}
+	return strbuf_take(&names, ret, ret_len);
+}
