@@ -10,6 +10,10 @@ VERSION := 0.1
 SAN ?=
 BUILD ?= build$(if $(SAN),-$(firstword $(subst $(comma), ,$(SAN))))
 comma := ,
+# make V=1 shows the commands
+ifneq ($(V),1)
+Q = @echo '  $(@:$(BUILD)/%=%)';
+endif
 
 PKGS := fuse3 libxml-2.0 uuid zlib libzstd
 PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS))
@@ -37,25 +41,25 @@ tests: $(TOOLS) $(UNITS)
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
+	$(Q)$(CC) $(CPPFLAGS) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
 
 $(LIB): $(LIB_OBJ)
 	@rm -f $@
-	$(AR) rcs $@ $^
+	$(Q)$(AR) rcs $@ $^
 
 $(BUILD)/vmsnapfs: $(FS_OBJ) $(LIB)
-	$(CC) $(ALL_LDFLAGS) -o $@ $(FS_OBJ) $(LIB) $(shell pkg-config --libs $(PKGS))
+	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $(FS_OBJ) $(LIB) $(shell pkg-config --libs $(PKGS))
 
 $(BUILD)/tools/%: $(BUILD)/tests/tools/%.o $(LIB)
 	@mkdir -p $(@D)
-	$(CC) $(ALL_LDFLAGS) -o $@ $< $(LIB) $(shell pkg-config --libs $(LIB_PKGS))
+	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $< $(LIB) $(shell pkg-config --libs $(LIB_PKGS))
 
 # Its own idea of what a write is: see the file.
 $(BUILD)/unit/block_powercut: LDFLAGS += -Wl,--wrap=file_write,--wrap=file_sync,--wrap=fallocate64,--wrap=ftruncate64
 
 $(BUILD)/unit/%: $(BUILD)/tests/unit/%.o $(LIB)
 	@mkdir -p $(@D)
-	$(CC) $(ALL_LDFLAGS) -o $@ $< $(LIB) $(shell pkg-config --libs $(LIB_PKGS))
+	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $< $(LIB) $(shell pkg-config --libs $(LIB_PKGS))
 
 check: all tests
 	scripts/test --no-setup
