@@ -1,0 +1,147 @@
+/* vmsnapfs: options, and how the parts are put together. */
+#include <errno.h>
+#include <fuse_lowlevel.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/mem.h"
+#include "fs/ops.h"
+#include "fs/options.h"
+
+/* Every layer of an open chain is a descriptor. */
+static void raise_file_limit(void)
+{
+	struct rlimit limit;
+	if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
+		limit.rlim_cur = limit.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &limit);
+	}
+}
+
+static int fs_init(struct fs *fs, const struct options *options)
+{
+	*fs = (struct fs){.mount_dir = options->mountpoint};
+	clock_gettime(CLOCK_REALTIME, &fs->started);
+	int err = events_new(options->foreground, &fs->events);
+	err = err ? err : callers_new(&fs->callers);
+	err = err ? err : veil_new(&fs->veil);
+	err = err ? err : scratch_new(&fs->scratch);
+	err = err ? err : sources_new(&fs->sources);
+	err = err ? err : handles_new(&fs->handles);
+	err = err ? err : page_cache_new(&fs->page_cache);
+	return err ? err : job_numbers_new(&fs->job_numbers);
+}
+
+static void fs_done(struct fs *fs)
+{
+	if (fs->handles)
+		handles_close_all(fs);
+	if (fs->store)
+		store_close(fs->store);
+	job_numbers_free(fs->job_numbers);
+	page_cache_free(fs->page_cache);
+	handles_free(fs->handles);
+	sources_free(fs->sources);
+	scratch_free(fs->scratch);
+	veil_free(fs->veil);
+	callers_free(fs->callers);
+	events_free(fs->events);
+}
+
+static int fs_open_store(struct fs *fs, const struct options *options)
+{
+	struct reason why = {0};
+	struct stat st;
+	struct store_config config = {.source_dir = options->source,
+				      .store_dir = options->store,
+				      .snapshots_dir = options->snapshots,
+				      .trust_dirs = (const char *const *)options->trust,
+				      .nr_trust_dirs = options->nr_trust,
+				      .mountpoint = options->mountpoint,
+				      .allow_devices = options->allow_devices,
+				      .read_only = options->read_only,
+				      .log = events_sink(fs->events)};
+	int err = store_open(&config, &fs->store, &why);
+	if (err) {
+		fprintf(stderr, "vmsnapfs: %s (%s)\n", *why.text ? why.text : options->source, strerror(-err));
+		return err;
+	}
+	auto_free char *store_dir = options_store_dir(options);
+	bool writable = store_is_writable(fs->store);
+	if (!writable && !options->read_only)
+		fprintf(stderr, "vmsnapfs: no store can be written: the mount is read-only\n");
+	if (writable && store_dir)
+		events_open_log(fs->events, store_dir);
+	if (stat(writable && store_dir ? store_dir : options->source, &st) == 0) {
+		fs->uid = st.st_uid;
+		fs->gid = st.st_gid;
+	}
+	return 0;
+}
+
+static int serve(struct fs *fs, struct fuse_session *session, const struct options *options)
+{
+	struct fuse_loop_config *config = fuse_loop_cfg_create();
+	if (!config)
+		return -ENOMEM;
+	fuse_loop_cfg_set_clone_fd(config, 1);
+	fuse_loop_cfg_set_max_threads(config, options->max_threads);
+	int err = store_start(fs->store);
+	if (!err)
+		err = fuse_session_loop_mt(session, config);
+	fuse_loop_cfg_destroy(config);
+	return err < 0 ? err : 0; /* ended by an unmount or by a signal */
+}
+
+/* Whatever can fail fails before the daemon goes into the background. */
+static int mount_and_serve(struct fs *fs, struct fuse_session *session, const struct options *options)
+{
+	int err = fs_open_store(fs, options);
+	if (err)
+		return err;
+	if (fuse_set_signal_handlers(session) < 0)
+		return -EINVAL;
+	err = fuse_session_mount(session, options->mountpoint) < 0 ? -EINVAL : 0;
+	if (!err) {
+		err = fuse_daemonize(options->foreground) < 0 ? -EINVAL : serve(fs, session, options);
+		fuse_session_unmount(session);
+	}
+	fuse_remove_signal_handlers(session);
+	return err;
+}
+
+static int run(struct options *options)
+{
+	struct fs fs;
+	struct fuse_session *session = NULL;
+	int err = options_check(options);
+	if (err)
+		return err;
+	raise_file_limit();
+	err = fs_init(&fs, options);
+	if (!err)
+		session = fuse_session_new(&options->args, &ops_table, sizeof ops_table, &fs);
+	if (!err)
+		err = session ? mount_and_serve(&fs, session, options) : -EINVAL;
+	if (session)
+		fuse_session_destroy(session);
+	fs_done(&fs);
+	return err;
+}
+
+int main(int argc, char **argv)
+{
+	struct options options = {0};
+	int err = options_parse(argc, argv, &options);
+	if (!err && options.show_help)
+		options_help();
+	else if (!err && options.show_version)
+		printf("vmsnapfs %s, libfuse %s\n", VMSNAPFS_VERSION, fuse_pkgversion());
+	else if (!err)
+		err = run(&options);
+	options_done(&options);
+	return err ? 1 : 0;
+}

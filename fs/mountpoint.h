@@ -1,0 +1,9 @@
+/* Where to mount: a directory that doesn't make us wait for ourselves, and that no dead mount lies on. */
+#ifndef FS_MOUNTPOINT_H
+#define FS_MOUNTPOINT_H
+
+/* Makes *PATH absolute and real. A mount whose daemon has died is unmounted. Refused, with words on stderr: what isn't a directory, or lies
+ * in or above SOURCE_DIR or STORE_DIR. */
+int mountpoint_prepare(char **path, const char *source_dir, const char *store_dir);
+
+#endif
