@@ -14,13 +14,14 @@ mount_at src mnt
 declare -A snapshots=()
 views=0
 while read -r _ leaf image snapshot raw; do
-	vm=mnt/vms/$leaf
+	title=${leaf%.*}
+	vm=mnt/vms/$title
 	if [ "$image" = "$leaf" ] && [ "$snapshot" = - ]; then
 		disk=$vm/disks/vda.img
 	else
-		[ "$snapshot" != - ] || snapshot=$image
+		[ "$snapshot" != - ] || snapshot=${image%.*}
 		disk=$vm/snapshots/$snapshot/disks/vda.img
-		snapshots[$leaf]+="$snapshot "
+		snapshots[$title]+="$snapshot "
 	fi
 	[ "$raw" != - ] || continue
 	same "$disk" "want/$raw" "$leaf: $disk, want/$raw"
@@ -28,9 +29,9 @@ while read -r _ leaf image snapshot raw; do
 	views=$((views + 1))
 done <want/index
 echo "$views views"
-for leaf in "${!snapshots[@]}"; do
+for title in "${!snapshots[@]}"; do
 	# shellcheck disable=SC2086
-	lists "mnt/vms/$leaf/snapshots" ${snapshots[$leaf]}
+	lists "mnt/vms/$title/snapshots" ${snapshots[$title]}
 done
 equal "$nr" "$(find mnt/vms -mindepth 1 -maxdepth 1 | wc -l)" "number of VMs"
 
