@@ -17,7 +17,7 @@ int attr_load(struct fs *fs, const struct place *place, const struct handle *han
 mode_t attr_type(enum node_kind kind);
 
 /* How long a name in PARENT may be believed to stand for what it does, seconds. */
-double attr_entry_timeout(struct fs *fs, const struct place *parent);
+double attr_entry_timeout(const struct place *parent);
 
 /* Whether UID with its GROUPS (GID first) may read what ST shows, by owner, group and others. */
 bool attr_may_read(uid_t uid, const gid_t *groups, size_t nr_groups, uid_t owner, gid_t group, mode_t mode);

@@ -33,6 +33,7 @@ static const char *why_read_only(struct fs *fs, const struct place *place)
 	return "nothing can be made or changed here. Clones go to clones/";
 }
 
+/* NULL: the error says it all. */
 static const char *why_by_error(struct fs *fs, const struct place *place, int err)
 {
 	switch (err) {
@@ -46,18 +47,24 @@ static const char *why_by_error(struct fs *fs, const struct place *place, int er
 		return "the name is taken";
 	case -EPERM:
 		return "that can't be done to such a file";
+	case -EFBIG:
+		return "such a file may not be so large";
 	}
-	return "it failed";
+	return NULL;
 }
 
 void ops_fail(fuse_req_t req, const struct place *place, const char *verb, const char *name, int err,
 	      const struct reason *why)
 {
 	struct fs *fs = ops_fs(req);
+	const char *vm = place->vm ? place->vm->name : NULL;
 	char path[600];
 	place_path(fs, place, name, path, sizeof path);
 	const char *text = why && *why->text ? why->text : why_by_error(fs, place, err);
-	events_add(fs->events, place->vm ? place->vm->name : NULL, "%s %s: %s (%s)", verb, path, text, strerror(-err));
+	if (text)
+		events_add(fs->events, vm, "%s %s: %s (%s)", verb, path, text, strerror(-err));
+	else
+		events_add(fs->events, vm, "%s %s: %s", verb, path, strerror(-err));
 	fuse_reply_err(req, -err);
 }
 
@@ -75,7 +82,7 @@ bool ops_place(fuse_req_t req, fuse_ino_t ino, struct place *ret)
 int ops_entry(fuse_req_t req, const struct place *parent, const struct place *child, struct fuse_entry_param *ret)
 {
 	struct fs *fs = ops_fs(req);
-	*ret = (struct fuse_entry_param){.ino = place_ino(child), .entry_timeout = attr_entry_timeout(fs, parent)};
+	*ret = (struct fuse_entry_param){.ino = place_ino(child), .entry_timeout = attr_entry_timeout(parent)};
 	return attr_load(fs, child, NULL, ops_thread(req), &ret->attr, &ret->attr_timeout);
 }
 

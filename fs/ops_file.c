@@ -104,7 +104,7 @@ static int open_domain_to_edit(struct fs *fs, const struct place *place, struct 
 
 static int open_live(struct fs *fs, const struct place *place, enum handle_kind kind, struct fuse_file_info *fi)
 {
-	int err = kind == HANDLE_SCRATCH ? scratch_open(fs->scratch, node_number(place->node)) : 0;
+	int err = kind == HANDLE_SCRATCH && scratch_open(fs->scratch, node_number(place->node)) < 0 ? -ESTALE : 0;
 	struct handle *handle = err ? NULL : handle_new(fs, place, kind, wants_write(fi));
 	if (!handle) {
 		if (!err && kind == HANDLE_SCRATCH)

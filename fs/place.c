@@ -183,6 +183,10 @@ void place_path(struct fs *fs, const struct place *place, const char *name, char
 			parts[nr++] = "jobs";
 		parts[nr++] = own_name(fs, place, &spare);
 	}
+	if (place->node.kind == NODE_VM && !name) {
+		parts[nr++] = place->vm->place == PLACE_VMS ? "vms" : "clones";
+		parts[nr++] = place->vm->name;
+	}
 	parts[nr++] = name;
 	size_t len = 0;
 	*buf = '\0';

@@ -140,13 +140,3 @@ bool veil_hides(struct veil *veil, uint32_t vm, enum node_kind kind, pid_t threa
 	veil_touch(veil, vm);
 	return true;
 }
-
-bool veil_covers(struct veil *veil, uint32_t vm)
-{
-	int64_t now = clock_ms();
-	pthread_mutex_lock(&veil->lock);
-	struct veil_entry *entry = find_locked(veil, vm);
-	bool covers = entry && (now - entry->covered_ms < 2 * COVERED_MS || now - entry->removed_ms < 2 * REMOVED_MS);
-	pthread_mutex_unlock(&veil->lock);
-	return covers;
-}

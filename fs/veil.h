@@ -31,7 +31,5 @@ void veil_lift(struct veil *veil, uint32_t vm, enum node_kind kind);
 
 /* Whether THREAD doesn't see KIND; 0: a caller from whom only removed names are hidden. */
 bool veil_hides(struct veil *veil, uint32_t vm, enum node_kind kind, pid_t thread);
-/* Whether there may be names of VM that not everybody sees at every time: nobody should remember them. */
-bool veil_covers(struct veil *veil, uint32_t vm);
 
 #endif
