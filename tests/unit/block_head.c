@@ -135,9 +135,9 @@ int main(int argc, char **argv)
 			memset(base + i, (int)random(), base_size - i < 4096 ? base_size - i : 4096);
 	write_file("base.raw", base, base_size);
 
-	struct trust *trust;
-	struct image_cache *cache;
-	struct view *view;
+	struct trust *trust = NULL;
+	struct image_cache *cache = NULL;
+	struct view *view = NULL;
 	struct reason why = {""};
 	char path[300], head_path[300];
 	snprintf(path, sizeof path, "%s/base.raw", dir);
@@ -149,7 +149,7 @@ int main(int argc, char **argv)
 	int dirfd = open(dir, O_RDONLY | O_DIRECTORY);
 	struct overlay_spec spec = {.virtual_size = 0};
 	CHECK(overlay_create(dirfd, "head.qcow2", &spec, 0600));
-	struct head *head;
+	struct head *head = NULL;
 	CHECK(head_open(dirfd, "head.qcow2", head_path, NULL, &head, &why));
 	spec = (struct overlay_spec){base_size, "base.raw", IMAGE_RAW};
 	CHECK(head_adopt(head, view, &spec));

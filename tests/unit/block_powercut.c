@@ -185,7 +185,7 @@ static bool allowed(unsigned sector, const unsigned char *bytes, size_t cut)
 static void check_cut(struct view *view, int dirfd, size_t cut)
 {
 	struct reason why = {""};
-	struct head *head;
+	struct head *head = NULL;
 	rebuild(cut);
 	/* What QEMU would see before any repair: a dirty image, or a clean one with leaks at the most. */
 	if (head_open(dirfd, "head.qcow2", path, view, &head, &why) != 0) {
@@ -218,16 +218,16 @@ int main(int argc, char **argv)
 	char base[300];
 	snprintf(base, sizeof base, "%s/base.raw", dir);
 	snprintf(cmd, sizeof cmd, "head -c %u /dev/zero | tr '\\0' '\\356' >%s", NR_SECTORS * SECTOR, base);
-	struct trust *trust;
-	struct image_cache *cache;
-	struct view *view;
+	struct trust *trust = NULL;
+	struct image_cache *cache = NULL;
+	struct view *view = NULL;
 	struct reason why = {""};
 	if (system(cmd) != 0 || trust_new(&trust) || trust_add(trust, dir, &why) || image_cache_new(trust, &cache) ||
 	    view_open(cache, &(struct disk_source){base, IMAGE_RAW, NULL}, &view, &why))
 		fail(why.text, 0);
 	int dirfd = open(dir, O_RDONLY | O_DIRECTORY);
 	struct overlay_spec spec = {NR_SECTORS * SECTOR, "base.raw", IMAGE_RAW};
-	struct head *head;
+	struct head *head = NULL;
 	if (overlay_create(dirfd, "head.qcow2", &spec, 0600))
 		return 2;
 	snprintf(cmd, sizeof cmd, "cp %s %s/start.qcow2", path, dir);
