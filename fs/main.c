@@ -51,6 +51,14 @@ static void fs_done(struct fs *fs)
 	events_free(fs->events);
 }
 
+static void report_read_only(struct fs *fs, const struct options *options)
+{
+	static const char text[] = "no store can be written, so nothing can be cloned. Mount with -o store=DIR";
+	events_add(fs->events, NULL, "%s", text);
+	if (!options->foreground)
+		fprintf(stderr, "vmsnapfs: %s\n", text);
+}
+
 static int fs_open_store(struct fs *fs, const struct options *options)
 {
 	struct reason why = {0};
@@ -72,7 +80,7 @@ static int fs_open_store(struct fs *fs, const struct options *options)
 	auto_free char *store_dir = options_store_dir(options);
 	bool writable = store_is_writable(fs->store);
 	if (!writable && !options->read_only)
-		fprintf(stderr, "vmsnapfs: no store can be written: the mount is read-only\n");
+		report_read_only(fs, options);
 	if (writable && store_dir)
 		events_open_log(fs->events, store_dir);
 	if (stat(writable && store_dir ? store_dir : options->source, &st) == 0) {

@@ -231,12 +231,12 @@ static int lookup_job(struct fs *fs, const char *name, struct place *ret)
 
 int tree_lookup(struct fs *fs, const struct place *parent, const char *name, pid_t thread, struct place *ret)
 {
+	if (!strcmp(name, ".")) /* asked of files too, for NFS */
+		return open_in_vm(parent, parent->node, ret);
 	if (!place_is_dir(parent))
 		return -ENOTDIR;
 	if (strlen(name) > NAME_MAX)
 		return -ENAMETOOLONG;
-	if (!strcmp(name, "."))
-		return open_in_vm(parent, parent->node, ret);
 	if (!strcmp(name, ".."))
 		return place_open(fs, node_ino(tree_parent(parent)), ret);
 	switch ((int)parent->node.kind) {
