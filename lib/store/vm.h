@@ -33,6 +33,9 @@ struct vm_disk {
 	char *pending_path;
 	enum image_format pending_format;
 	char *pending_snapshot;
+	char *pending_base; /* file name in STORE/layers that the job makes; the layer's header names it already */
+	char *pending_row;  /* the snapshot's row in the image when it was cloned: see pending_row_of() */
+	bool shareable;	    /* other VMs write to it too: not cloned */
 	int error;	/* 0, or why it can't be served: a negative errno, the reason in error_text */
 	char *error_text;
 };
@@ -60,6 +63,7 @@ struct vm {
 	char *name; /* unique in its place, valid as a file name */
 	char *uuid;
 	struct timespec changed; /* of its XML, or of the image of a bare one */
+	int64_t created;	 /* managed: seconds since the epoch; else 0 */
 	uid_t uid;		 /* owner of its XML or image */
 	gid_t gid;
 	mode_t mode;		  /* read bits of its XML or image: subset of 0444 */

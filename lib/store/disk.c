@@ -1,0 +1,464 @@
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/file.h"
+#include "base/mem.h"
+#include "store/disk_file.h"
+#include "store/managed.h"
+#include "store/stat.h"
+#include "store/store_internal.h"
+
+/* --- opening ------------------------------------------------------------------------------------------------------------ */
+
+static struct disk_file *file_new(struct store *store, enum disk_file_kind kind)
+{
+	struct disk_file *file = calloc(1, sizeof *file);
+	if (!file)
+		return NULL;
+	file->store = store;
+	file->kind = kind;
+	file->fd = -1;
+	return file;
+}
+
+/* Frees the shell; head and locks are the caller's to give back. */
+static void file_free(struct disk_file *file)
+{
+	if (!file)
+		return;
+	frozen_put(file->frozen);
+	view_put(file->view);
+	if (file->fd >= 0)
+		close(file->fd);
+	free(file);
+}
+
+/* Whether the files are still what they were when they were opened: asked once their locks are ours. The image of an internal
+ * snapshot may go on changing: the snapshot doesn't. */
+static bool view_is_current(const struct view *view)
+{
+	for (size_t i = view_snapshot(view) ? 1 : 0; i < view_depth(view); i++)
+		if (!image_is_current(view_layer(view, i)))
+			return false;
+	return true;
+}
+
+/* Opens the chain and takes its image locks. */
+static int open_locked(struct store *store, const struct disk_source *source, struct view **ret, struct reason *why)
+{
+	for (int attempt = 0; attempt < 3; attempt++) {
+		struct view *view = NULL;
+		int err = view_open(store->images, source, &view, why);
+		if (err)
+			return err;
+		err = view_lock(view, why);
+		if (!err && view_is_current(view)) {
+			*ret = view;
+			return 0;
+		}
+		if (!err)
+			view_unlock(view);
+		view_put(view);
+		if (err)
+			return err;
+	}
+	return reason_set(why, -EBUSY, "%s is being changed by another program", source->path);
+}
+
+static int open_view(struct store *store, const struct vm_snapshot *snapshot, const struct vm_disk *disk, struct disk_file **ret,
+		     struct reason *why)
+{
+	struct disk_file *file = file_new(store, DISK_FILE_VIEW);
+	struct disk_source source = {disk->path, disk->format, disk->snapshot};
+	if (!file)
+		return -ENOMEM;
+	int err = open_locked(store, &source, &file->view, why);
+	/* A VM's disk of now isn't frozen: its owner may go on writing to it. */
+	if (!err && snapshot && (err = frozen_new(store, file->view, disk->path, disk->snapshot, &file->frozen, why)))
+		view_unlock(file->view);
+	if (err) {
+		file_free(file);
+		return err;
+	}
+	file->created = snapshot ? snapshot->created : 0;
+	*ret = file;
+	return 0;
+}
+
+static int open_head_file(struct store *store, const struct vm *vm, const struct vm_disk *disk, bool writable,
+			  struct disk_file **ret, struct reason *why)
+{
+	struct entry *entry = NULL;
+	struct vm *now = NULL;
+	struct disk_file *file = file_new(store, DISK_FILE_HEAD);
+	int err = file ? managed_begin(store, vm, &entry, &now, why) : -ENOMEM;
+	if (err) {
+		file_free(file);
+		return err;
+	}
+	/* The description that the caller has may be old: its layer may be another VM's by now. */
+	const struct vm_disk *disk_now = vm_disk_by_id(now->disks, now->nr_disks, disk->id);
+	if (disk_now)
+		err = head_get(store, entry, disk_now, &file->head, why);
+	else
+		err = reason_set(why, -ENOENT, "the disk has been removed");
+	managed_end(entry, now);
+	if (err) {
+		file_free(file);
+		return err;
+	}
+	file->writable = writable;
+	*ret = file;
+	return 0;
+}
+
+static int open_disk(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, const struct vm_disk *disk,
+		     bool writable, struct disk_file **ret, struct reason *why)
+{
+	if (disk->error)
+		return reason_set(why, disk->error, "%s", disk->error_text ? disk->error_text : strerror(-disk->error));
+	if (writable && snapshot)
+		return reason_set(why, -EROFS, "a snapshot is never written to: clone it");
+	if (writable) {
+		int err = managed_check(store, vm, why);
+		if (err)
+			return err;
+	}
+	if (disk->layer && !snapshot && store->writable)
+		return open_head_file(store, vm, disk, writable, ret, why);
+	if (disk->pending_path)
+		return reason_set(why, -EIO, "its data isn't copied yet from %s, and the store can't be written", disk->pending_path);
+	return open_view(store, snapshot, disk, ret, why);
+}
+
+int disk_open(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, const struct vm_disk *disk,
+	      bool writable, struct disk_file **ret, struct reason *why)
+{
+	struct reason own = {0};
+	int err = open_disk(store, vm, snapshot, disk, writable, ret, &own);
+	if (err)
+		reason_set(why, err, "%s%s%s: %s", snapshot ? snapshot->name : "", snapshot ? ": " : "", disk->file_name,
+			   *own.text ? own.text : strerror(-err));
+	return err;
+}
+
+int disk_close(struct disk_file *file, struct reason *why)
+{
+	int err = 0;
+	if (!file)
+		return 0;
+	switch (file->kind) {
+	case DISK_FILE_HEAD:
+		err = head_put(file->store, file->head);
+		if (err)
+			reason_set(why, err, "writing back what was written last failed: %s", strerror(-err));
+		break;
+	case DISK_FILE_VIEW:
+	case DISK_FILE_VMSTATE: view_unlock(file->view); break;
+	case DISK_FILE_PLAIN: break;
+	}
+	file_free(file);
+	return err;
+}
+
+/* --- RAM ------------------------------------------------------------------------------------------------------------------- */
+
+static int open_plain(struct store *store, const char *path, struct disk_file **ret, struct reason *why)
+{
+	struct disk_file *file = file_new(store, DISK_FILE_PLAIN);
+	if (!file)
+		return -ENOMEM;
+	int fd = trust_open(store->trust, NULL, path, O_RDONLY, NULL, why);
+	if (fd < 0) {
+		file_free(file);
+		return fd;
+	}
+	file->fd = fd;
+	*ret = file;
+	return 0;
+}
+
+/* The RAM is in one of the internal snapshots, the metadata doesn't say in which. */
+static int open_vmstate(struct store *store, const struct vm_snapshot *snapshot, struct view **ret, struct reason *why)
+{
+	for (size_t i = (size_t)snapshot->memory_disk; i < snapshot->nr_disks; i++) {
+		const struct vm_disk *disk = &snapshot->disks[i];
+		struct disk_source source = {disk->path, disk->format, disk->snapshot};
+		if (!disk->snapshot || disk->error)
+			continue;
+		struct view *view = NULL;
+		int err = view_open(store->images, &source, &view, why);
+		if (err)
+			return err;
+		if (view_snapshot(view)->vm_state_size) {
+			*ret = view;
+			return 0;
+		}
+		view_put(view);
+	}
+	return reason_set(why, -ENOENT, "no disk of the snapshot holds RAM");
+}
+
+int memory_open(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, struct disk_file **ret,
+		struct reason *why)
+{
+	(void)vm;
+	struct view *view = NULL;
+	if (!snapshot || (snapshot->memory_disk < 0 && !snapshot->memory_path))
+		return reason_set(why, -ENOENT, "the snapshot holds no RAM");
+	int err = snapshot->memory_path ? open_plain(store, snapshot->memory_path, ret, why) : open_vmstate(store, snapshot, &view, why);
+	if (!err && view) {
+		*ret = file_new(store, DISK_FILE_VMSTATE);
+		err = *ret ? view_lock(view, why) : -ENOMEM;
+		if (!err)
+			(*ret)->view = view_ref(view);
+		else
+			file_free(*ret);
+	}
+	view_put(view);
+	if (!err)
+		(*ret)->created = snapshot->created;
+	return err;
+}
+
+int memory_stat(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, struct disk_stat *ret,
+		struct reason *why)
+{
+	struct disk_file *file = NULL;
+	*ret = (struct disk_stat){.mode = 0444};
+	int err = memory_open(store, vm, snapshot, &file, why);
+	if (err)
+		return err;
+	err = disk_fstat(file, ret);
+	disk_close(file, NULL);
+	return err;
+}
+
+/* --- what it is ---------------------------------------------------------------------------------------------------------------- */
+
+bool disk_is_head(const struct disk_file *file)
+{
+	return file->kind == DISK_FILE_HEAD;
+}
+
+uint64_t disk_virtual_size(struct disk_file *file)
+{
+	uint64_t virtual_size = 0;
+	struct stat st;
+	switch (file->kind) {
+	case DISK_FILE_HEAD:
+		pthread_rwlock_rdlock(&file->head->swap);
+		if (file->head->head)
+			virtual_size = head_virtual_size(file->head->head);
+		pthread_rwlock_unlock(&file->head->swap);
+		break;
+	case DISK_FILE_VIEW: virtual_size = view_virtual_size(file->view); break;
+	case DISK_FILE_VMSTATE: virtual_size = view_snapshot(file->view)->vm_state_size; break;
+	case DISK_FILE_PLAIN: virtual_size = fstat(file->fd, &st) < 0 ? 0 : (uint64_t)st.st_size; break;
+	}
+	return virtual_size;
+}
+
+static int stat_plain(struct disk_file *file, struct disk_stat *ret)
+{
+	struct stat st;
+	if (fstat(file->fd, &st) < 0)
+		return -errno;
+	*ret = (struct disk_stat){
+		.virtual_size = (uint64_t)st.st_size,
+		.allocated = (uint64_t)st.st_blocks * 512,
+		.uid = st.st_uid,
+		.gid = st.st_gid,
+		.mode = st.st_mode & 0444,
+		.mtime = file->created ? (struct timespec){.tv_sec = file->created} : st.st_mtim,
+		.depth = 1,
+	};
+	return 0;
+}
+
+int disk_fstat(struct disk_file *file, struct disk_stat *ret)
+{
+	int err = 0;
+	switch (file->kind) {
+	case DISK_FILE_HEAD: err = stat_head(file->store, file->head, ret); break;
+	case DISK_FILE_VIEW: err = stat_view(file->view, file->created, ret); break;
+	case DISK_FILE_VMSTATE:
+		err = stat_view(file->view, file->created, ret);
+		ret->virtual_size = ret->allocated = disk_virtual_size(file);
+		break;
+	case DISK_FILE_PLAIN: err = stat_plain(file, ret); break;
+	}
+	return err;
+}
+
+/* --- reading and writing -------------------------------------------------------------------------------------------------------- */
+
+/* Begins an operation on the head; NULL, with *RET_ERR: it was lost. */
+static struct head *head_enter(struct disk_file *file, int *ret_err)
+{
+	pthread_rwlock_rdlock(&file->head->swap);
+	struct head *head = file->head->head;
+	if (!head) {
+		*ret_err = file->head->lost_err ? file->head->lost_err : -EIO;
+		pthread_rwlock_unlock(&file->head->swap);
+	}
+	return head;
+}
+
+static void head_leave(struct disk_file *file)
+{
+	pthread_rwlock_unlock(&file->head->swap);
+}
+
+static int read_head(struct disk_file *file, void *buf, size_t len, uint64_t off)
+{
+	int err = 0;
+	struct head *head = head_enter(file, &err);
+	if (!head)
+		return err;
+	err = head_read(head, buf, len, off);
+	head_leave(file);
+	return err;
+}
+
+int disk_read(struct disk_file *file, void *buf, size_t len, uint64_t off)
+{
+	switch (file->kind) {
+	case DISK_FILE_HEAD: return read_head(file, buf, len, off);
+	case DISK_FILE_VIEW: return view_read(file->view, buf, len, off);
+	case DISK_FILE_VMSTATE: return view_read_vmstate(file->view, buf, len, off);
+	case DISK_FILE_PLAIN: return file_read_padded(file->fd, buf, len, off);
+	}
+	return -EINVAL;
+}
+
+int disk_write(struct disk_file *file, const void *buf, size_t len, uint64_t off)
+{
+	if (!file->writable)
+		return -EBADF;
+	if (atomic_load(&file->head->hinting))
+		copy_try_hint(file, buf, len, off);
+	int err = 0;
+	struct head *head = head_enter(file, &err);
+	if (!head)
+		return err;
+	err = head_write(head, buf, len, off);
+	head_leave(file);
+	return err;
+}
+
+/* A disk that was emptied depends on nothing any more. The header says so already; now vm.xml and the tables. */
+static void let_go_beneath(struct disk_file *file)
+{
+	struct store *store = file->store;
+	struct open_head *oh = file->head;
+	pthread_mutex_lock(&oh->entry->change);
+	pthread_rwlock_wrlock(&oh->swap);
+	struct view *beneath = oh->head ? head_below(oh->head) : NULL;
+	if (oh->head && !beneath) {
+		head_relock(oh, NULL, NULL);
+		frozen_put(take_ptr(oh->origin));
+		layers_set_beneath(store, oh->layer, NULL);
+		managed_settle(store, oh->entry, oh->layer);
+	}
+	view_put(beneath);
+	pthread_rwlock_unlock(&oh->swap);
+	pthread_mutex_unlock(&oh->entry->change);
+	layers_sweep(store);
+}
+
+int disk_resize(struct disk_file *file, uint64_t virtual_size)
+{
+	int err = 0;
+	if (!file->writable)
+		return -EBADF;
+	struct head *head = head_enter(file, &err);
+	if (!head)
+		return err;
+	err = head_resize(head, virtual_size);
+	bool stacked = file->head->locked;
+	head_leave(file);
+	if (!err && !virtual_size && stacked)
+		let_go_beneath(file);
+	return err;
+}
+
+int disk_discard(struct disk_file *file, uint64_t off, uint64_t len)
+{
+	int err = 0;
+	if (!file->writable)
+		return -EBADF;
+	struct head *head = head_enter(file, &err);
+	if (!head)
+		return err;
+	err = head_discard(head, off, len);
+	head_leave(file);
+	return err;
+}
+
+int disk_flush(struct disk_file *file)
+{
+	int err = 0;
+	if (file->kind != DISK_FILE_HEAD)
+		return 0;
+	struct head *head = head_enter(file, &err);
+	if (!head)
+		return err;
+	err = head_flush(head);
+	head_leave(file);
+	return err;
+}
+
+/* --- sparse maps -------------------------------------------------------------------------------------------------------------------- */
+
+static int map_at(struct disk_file *file, uint64_t off, uint64_t len, struct extent *ret)
+{
+	int err = 0;
+	if (file->kind == DISK_FILE_VIEW)
+		return view_map(file->view, off, len, ret);
+	struct head *head = head_enter(file, &err);
+	if (!head)
+		return err;
+	err = head_map(head, off, len, ret);
+	head_leave(file);
+	return err;
+}
+
+static int seek_plain(struct disk_file *file, uint64_t off, bool data, uint64_t *ret)
+{
+	off_t at = lseek(file->fd, (off_t)off, data ? SEEK_DATA : SEEK_HOLE);
+	if (at < 0)
+		return -errno;
+	*ret = (uint64_t)at;
+	return 0;
+}
+
+int disk_seek(struct disk_file *file, uint64_t off, bool data, uint64_t *ret)
+{
+	uint64_t end = disk_virtual_size(file);
+	if (off >= end)
+		return -ENXIO;
+	if (file->kind == DISK_FILE_PLAIN)
+		return seek_plain(file, off, data, ret);
+	if (file->kind == DISK_FILE_VMSTATE) {
+		*ret = data ? off : end;
+		return 0;
+	}
+	while (off < end) {
+		struct extent e;
+		int err = map_at(file, off, end - off, &e);
+		if (err)
+			return err;
+		if ((e.kind != EXTENT_ZERO) == data) {
+			*ret = off;
+			return 0;
+		}
+		off += e.len;
+	}
+	*ret = end;
+	return data ? -ENXIO : 0;
+}

@@ -1,0 +1,213 @@
+/* The disks of a managed VM: new ones, renamed ones, removed ones. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/file.h"
+#include "base/mem.h"
+#include "store/disk_file.h"
+#include "store/jobs.h"
+#include "store/managed.h"
+#include "store/manifest.h"
+#include "store/store_internal.h"
+
+#define MAX_DISKS ((1u << DISK_ID_BITS) - 1)
+
+static int check_name(const char *name, struct reason *why)
+{
+	int err = manifest_check_file_name(name);
+	return err ? reason_set(why, err, "%s: not a name for a disk", name) : 0;
+}
+
+/* Index of the disk FILE_NAME; -1: none. */
+static int find_disk(const struct vm *vm, const char *file_name)
+{
+	for (size_t i = 0; i < vm->nr_disks; i++)
+		if (strcmp(vm->disks[i].file_name, file_name) == 0)
+			return (int)i;
+	return -1;
+}
+
+/* --- removing --------------------------------------------------------------------------------------------------------------- */
+
+/* DISK is no disk of the VM any more. Who has it open goes on; its layer goes when nobody does. */
+static void let_go(struct store *store, const struct vm_disk *disk)
+{
+	struct open_head *oh = head_lookup(store, disk);
+	if (oh)
+		oh->removed = true;
+	jobs_forget_layer(store, disk->layer);
+}
+
+static int remove_locked(struct store *store, struct entry *entry, const struct vm *now, const char *file_name, struct reason *why)
+{
+	int i = find_disk(now, file_name);
+	if (i < 0)
+		return reason_set(why, -ENOENT, "%s has no disk %s", now->name, file_name);
+	struct vm *next = vm_copy(now);
+	if (!next)
+		return -ENOMEM;
+	vm_disk_drop(next, (size_t)i);
+	int err = managed_commit(store, entry, next, why);
+	if (!err)
+		let_go(store, &now->disks[i]);
+	return err;
+}
+
+int disk_remove(struct store *store, struct vm *vm, const char *file_name, struct reason *why)
+{
+	struct entry *entry = NULL;
+	struct vm *now = NULL;
+	int err = managed_begin(store, vm, &entry, &now, why);
+	if (err)
+		return err;
+	err = remove_locked(store, entry, now, file_name, why);
+	managed_end(entry, now);
+	if (!err)
+		layers_sweep(store);
+	return err;
+}
+
+/* --- making ------------------------------------------------------------------------------------------------------------------- */
+
+/* A copy of NOW with a disk more. */
+static int with_disk(struct store *store, const struct vm *now, const char *file_name, const char *layer, struct vm **ret)
+{
+	struct vm *next = vm_copy(now);
+	struct vm_disk *disk = next ? vm_disk_add(&next->disks, &next->nr_disks) : NULL;
+	if (disk) {
+		disk->format = IMAGE_QCOW2;
+		disk->path = layer_path(store, layer);
+		disk->target = manifest_target_of(file_name);
+	}
+	if (!disk || !disk->path || text_set(&disk->file_name, file_name) || text_set(&disk->layer, layer)) {
+		vm_put(next);
+		return -ENOMEM;
+	}
+	*ret = next;
+	return 0;
+}
+
+static int commit_disk(struct store *store, struct entry *entry, const struct vm *now, const char *file_name, const char *layer,
+		       struct open_head **ret, struct reason *why)
+{
+	struct vm *next = NULL;
+	int err = dir_sync(store->layers_fd);
+	if (!err)
+		err = with_disk(store, now, file_name, layer, &next);
+	if (!err)
+		err = managed_commit(store, entry, vm_ref(next), why);
+	if (!err) {
+		err = head_get(store, entry, &next->disks[next->nr_disks - 1], ret, why);
+		if (err)
+			remove_locked(store, entry, next, file_name, NULL);
+	}
+	vm_put(next);
+	return err;
+}
+
+static int create_locked(struct store *store, struct entry *entry, const struct vm *now, const char *file_name,
+			 const struct layer_owner *owner, struct open_head **ret, struct reason *why)
+{
+	char layer[LAYER_NAME_MAX];
+	if (find_disk(now, file_name) >= 0)
+		return reason_set(why, -EEXIST, "%s exists", file_name);
+	if (now->nr_disks >= MAX_DISKS)
+		return reason_set(why, -ENOSPC, "%s has %u disks already", now->name, MAX_DISKS);
+	struct overlay_spec spec = {0};
+	int err = layer_create(store, &spec, NULL, owner, layer, why);
+	if (err)
+		return err;
+	err = commit_disk(store, entry, now, file_name, layer, ret, why);
+	layers_unpin(store, layer);
+	return err;
+}
+
+int disk_create(struct store *store, struct vm *vm, const char *file_name, mode_t mode, uid_t uid, gid_t gid,
+		struct disk_file **ret, struct reason *why)
+{
+	struct entry *entry = NULL;
+	struct vm *now = NULL;
+	int err = check_name(file_name, why);
+	struct disk_file *file = err ? NULL : calloc(1, sizeof *file);
+	if (!err)
+		err = file ? managed_begin(store, vm, &entry, &now, why) : -ENOMEM;
+	if (err) {
+		free(file);
+		return err;
+	}
+	*file = (struct disk_file){.store = store, .kind = DISK_FILE_HEAD, .writable = true, .fd = -1};
+	struct layer_owner owner = {mode, uid, gid};
+	err = create_locked(store, entry, now, file_name, &owner, &file->head, why);
+	managed_end(entry, now);
+	if (err) {
+		free(file);
+		layers_sweep(store);
+		return err;
+	}
+	*ret = file;
+	return 0;
+}
+
+/* --- renaming ----------------------------------------------------------------------------------------------------------------- */
+
+static int rename_locked(struct store *store, struct entry *entry, const struct vm *now, const char *old_name, const char *new_name,
+			 struct reason *why)
+{
+	int from = find_disk(now, old_name), replaced = find_disk(now, new_name);
+	if (from < 0)
+		return reason_set(why, -ENOENT, "%s has no disk %s", now->name, old_name);
+	if (from == replaced)
+		return 0;
+	struct vm *next = vm_copy(now);
+	if (!next)
+		return -ENOMEM;
+	struct vm_disk *disk = &next->disks[from];
+	free(disk->target);
+	disk->target = manifest_target_of(new_name);
+	if (text_set(&disk->file_name, new_name)) {
+		vm_put(next);
+		return -ENOMEM;
+	}
+	if (replaced >= 0)
+		vm_disk_drop(next, (size_t)replaced);
+	int err = managed_commit(store, entry, next, why);
+	if (!err && replaced >= 0)
+		let_go(store, &now->disks[replaced]);
+	return err;
+}
+
+int disk_rename(struct store *store, struct vm *vm, const char *old_name, const char *new_name, struct reason *why)
+{
+	struct entry *entry = NULL;
+	struct vm *now = NULL;
+	int err = check_name(new_name, why);
+	if (!err)
+		err = managed_begin(store, vm, &entry, &now, why);
+	if (err)
+		return err;
+	err = rename_locked(store, entry, now, old_name, new_name, why);
+	managed_end(entry, now);
+	if (!err)
+		layers_sweep(store);
+	return err;
+}
+
+int disk_chmod(struct store *store, struct vm *vm, const char *file_name, mode_t mode)
+{
+	struct entry *entry = NULL;
+	struct vm *now = NULL;
+	int err = managed_begin(store, vm, &entry, &now, NULL);
+	if (err)
+		return err;
+	int i = find_disk(now, file_name);
+	if (i < 0)
+		err = -ENOENT;
+	else if (fchmodat(store->layers_fd, now->disks[i].layer, (mode & 0777) | 0600, 0) < 0)
+		err = -errno;
+	managed_end(entry, now);
+	return err;
+}

@@ -1,0 +1,493 @@
+#include "store/found.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+#include <uuid/uuid.h>
+
+#include "base/file.h"
+#include "base/mem.h"
+#include "base/name.h"
+#include "meta/xml.h"
+#include "store/store_internal.h"
+
+#define REFRESH_MS    1000
+#define REFRESH_SHARE 10 /* a look that takes T is repeated after 10 T at the earliest */
+
+struct found {
+	pthread_mutex_t refresh;
+	/* protected by refresh */
+	struct source source;
+	struct found_vm *vms;
+	size_t nr_vms;
+	struct image_facts *facts;
+	uint64_t nr_looks;
+
+	atomic_int_fast64_t next_ms; /* of the monotonic clock: no look before */
+};
+
+/* --- small things ------------------------------------------------------------------------------------------------------- */
+
+int found_new(struct found **ret)
+{
+	struct found *found = calloc(1, sizeof *found);
+	if (!found)
+		return -ENOMEM;
+	pthread_mutex_init(&found->refresh, NULL);
+	int err = image_facts_new(&found->facts);
+	if (err)
+		found_free(found);
+	else
+		*ret = found;
+	return err;
+}
+
+static void vms_free(struct found_vm *vms, size_t nr)
+{
+	for (size_t i = 0; i < nr; i++)
+		found_vm_done(&vms[i]);
+	free(vms);
+}
+
+void found_free(struct found *found)
+{
+	if (!found)
+		return;
+	vms_free(found->vms, found->nr_vms);
+	source_done(&found->source);
+	image_facts_free(found->facts);
+	pthread_mutex_destroy(&found->refresh);
+	free(found);
+}
+
+int file_refs_add(struct file_refs *refs, const char *path, enum image_format format)
+{
+	/* Internal snapshots name the same file over and over: what was named just before needn't be kept twice. */
+	size_t from = refs->nr_refs > 8 ? refs->nr_refs - 8 : 0;
+	for (size_t i = from; i < refs->nr_refs; i++)
+		if (refs->refs[i].format == format && strcmp(refs->refs[i].path, path) == 0)
+			return 0;
+	if (mem_grow(&refs->refs, &refs->cap_refs, refs->nr_refs + 1, sizeof *refs->refs) < 0)
+		return -ENOMEM;
+	struct file_ref *ref = &refs->refs[refs->nr_refs];
+	*ref = (struct file_ref){.path = strdup(path), .format = format};
+	if (!ref->path)
+		return -ENOMEM;
+	refs->nr_refs++;
+	return 0;
+}
+
+void file_refs_done(struct file_refs *refs)
+{
+	for (size_t i = 0; i < refs->nr_refs; i++)
+		free(refs->refs[i].path);
+	free(refs->refs);
+	*refs = (struct file_refs){0};
+}
+
+void found_vm_done(struct found_vm *found)
+{
+	free(found->path);
+	free(found->domain_name);
+	free(found->complaint);
+	vm_put(found->vm);
+	vm_put(found->shown);
+	file_refs_done(&found->refs);
+	*found = (struct found_vm){0};
+}
+
+void complain(struct strbuf *complaint, const char *fmt, ...)
+{
+	char *line = NULL;
+	va_list ap;
+	va_start(ap, fmt);
+	if (vasprintf(&line, fmt, ap) < 0)
+		line = NULL;
+	va_end(ap);
+	strbuf_addf(complaint, "%s%s", complaint->len ? "\n" : "", line ? line : "out of memory");
+	free(line);
+}
+
+char *unique_name(struct intern *taken, const char *name)
+{
+	char *valid = name_make_valid(name);
+	for (unsigned n = 2; valid; n++) {
+		size_t known = taken->nr_names;
+		if (!intern_add(taken, valid)) {
+			free(take_ptr(valid));
+		} else if (taken->nr_names > known) {
+			return valid;
+		} else {
+			auto_free char *base = name_make_valid(name);
+			free(take_ptr(valid));
+			/* Room for the number, and no character cut in two. */
+			size_t len = base ? strlen(base) : 0;
+			for (len = len > 240 ? 240 : len; len && ((unsigned char)base[len] & 0xc0) == 0x80;)
+				len--;
+			if (base && asprintf(&valid, "%.*s~%u", (int)len, base, n) < 0)
+				valid = NULL;
+		}
+	}
+	return NULL;
+}
+
+char *uuid_of_path(const char *path)
+{
+	uuid_t uuid;
+	char text[37];
+	uuid_generate_sha1(uuid, *uuid_get_template("url"), path, strlen(path));
+	uuid_unparse_lower(uuid, text);
+	return strdup(text);
+}
+
+/* --- what kind of file ----------------------------------------------------------------------------------------------------- */
+
+/* The name of the root element, found without parsing: most XML files of a host are snapshots' metadata. False: it
+ * isn't as simple as that. */
+static bool sniff_root(const char *text, char name[32])
+{
+	const char *p = text;
+	if (strncmp(p, "\xef\xbb\xbf", 3) == 0)
+		p += 3;
+	for (;;) {
+		p += strspn(p, " \t\r\n");
+		const char *end = strncmp(p, "<!--", 4) == 0 ? "-->" : strncmp(p, "<?", 2) == 0 ? "?>" : NULL;
+		if (!end)
+			break;
+		p = strstr(p, end);
+		if (!p)
+			return false;
+		p += strlen(end);
+	}
+	if (*p++ != '<')
+		return false;
+	size_t len = strcspn(p, " \t\r\n/>");
+	if (!len || len >= 32 || *p == '!')
+		return false;
+	memcpy(name, p, len);
+	name[len] = '\0';
+	return true;
+}
+
+static int root_name(const char *text, size_t len, char name[32], struct reason *why)
+{
+	if (sniff_root(text, name))
+		return 0;
+	xmlDocPtr doc = NULL;
+	int err = xml_parse(text, len, &doc, why);
+	if (err)
+		return err;
+	snprintf(name, 32, "%s", (const char *)xmlDocGetRootElement(doc)->name);
+	xmlFreeDoc(doc);
+	return 0;
+}
+
+static enum source_kind classify_xml(struct store *store, const char *path)
+{
+	struct reason why = {0};
+	auto_close int fd = trust_open(store->trust, NULL, path, O_RDONLY, NULL, &why);
+	auto_free char *text = NULL;
+	size_t len = 0;
+	char name[32];
+	int err = fd < 0 ? fd : file_load(fd, XML_TEXT_MAX, &text, &len);
+	if (!err)
+		err = root_name(text, len, name, &why);
+	if (err) {
+		store_event(store, NULL, "%s can't be read: %s; its VM isn't shown", path, *why.text ? why.text : strerror(-err));
+		return SOURCE_OTHER;
+	}
+	return strcmp(name, "domain") == 0 ? SOURCE_DOMAIN : SOURCE_OTHER;
+}
+
+static enum source_kind classify_by_magic(struct store *store, const char *path)
+{
+	char magic[4];
+	auto_close int fd = trust_open(store->trust, NULL, path, O_RDONLY, NULL, NULL);
+	if (fd < 0 || file_read(fd, magic, sizeof magic, 0) != sizeof magic)
+		return SOURCE_OTHER;
+	return memcmp(magic, "QFI\xfb", 4) == 0 ? SOURCE_IMAGE : SOURCE_OTHER;
+}
+
+static bool ends_with_xml(const char *path)
+{
+	size_t len = strlen(path);
+	return len > 4 && strcmp(path + len - 4, ".xml") == 0;
+}
+
+static enum source_kind classify(struct store *store, const char *path)
+{
+	const char *name = strrchr(path, '/') + 1;
+	if (ends_with_xml(name))
+		return classify_xml(store, path);
+	return bare_is_image_name(name) ? SOURCE_IMAGE : classify_by_magic(store, path);
+}
+
+static void classify_all(struct store *store, const struct source *old, struct source *now)
+{
+	for (size_t i = 0; i < now->nr_files; i++) {
+		struct source_file *file = &now->files[i];
+		const struct source_file *known = source_find(old, file->path);
+		file->kind = known && known->stamp == file->stamp ? known->kind : classify(store, file->path);
+	}
+}
+
+/* --- reading ------------------------------------------------------------------------------------------------------------------ */
+
+struct look {
+	struct store *store;
+	struct found *found;
+	struct source source;
+	struct found_vm *vms;
+	size_t nr_vms, cap_vms;
+};
+
+/* The libvirt VMs come first and are in order of path, as SOURCE's files are. */
+static struct found_vm *find_old_libvirt(struct found *found, size_t *at, const char *path)
+{
+	while (*at < found->nr_vms && (!found->vms[*at].path || strcmp(found->vms[*at].path, path) < 0))
+		++*at;
+	struct found_vm *old = *at < found->nr_vms ? &found->vms[*at] : NULL;
+	return old && old->domain_name && strcmp(old->path, path) == 0 ? old : NULL;
+}
+
+static int read_libvirt(struct look *look, const struct source_file *file, struct found_vm *ret)
+{
+	struct reason why = {0};
+	*ret = (struct found_vm){.path = strdup(file->path), .fresh = true};
+	int err = ret->path ? libvirt_read(look->store, &look->source, file, ret, &why) : -ENOMEM;
+	if (!err)
+		ret->hash = libvirt_hash(look->store, &look->source, file, ret->domain_name);
+	if (err) {
+		found_vm_done(ret);
+		if (err != -ENOMEM)
+			store_event(look->store, NULL, "%s isn't shown: %s", file->path, *why.text ? why.text : strerror(-err));
+	}
+	return err;
+}
+
+static int look_at_domain(struct look *look, struct source_file *file, size_t *old_at)
+{
+	if (mem_grow(&look->vms, &look->cap_vms, look->nr_vms + 1, sizeof *look->vms) < 0)
+		return -ENOMEM;
+	struct found_vm *made = &look->vms[look->nr_vms];
+	struct found_vm *old = find_old_libvirt(look->found, old_at, file->path);
+	if (old && old->hash == libvirt_hash(look->store, &look->source, file, old->domain_name)) {
+		*made = *old;
+		/* The copy keeps the list in order for those that follow. */
+		*old = (struct found_vm){.path = strdup(made->path)};
+	} else {
+		int err = read_libvirt(look, file, made);
+		if (err) {
+			file->kind = SOURCE_OTHER; /* until it changes */
+			return err == -ENOMEM ? err : 0;
+		}
+	}
+	look->nr_vms++;
+	return 0;
+}
+
+static int look_at_domains(struct look *look)
+{
+	size_t old_at = 0;
+	for (size_t i = 0; i < look->source.nr_files; i++) {
+		if (look->source.files[i].kind != SOURCE_DOMAIN)
+			continue;
+		int err = look_at_domain(look, &look->source.files[i], &old_at);
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+/* All that the libvirt VMs name, borrowed. */
+static int collect_refs(const struct look *look, struct file_refs *ret)
+{
+	for (size_t i = 0; i < look->nr_vms; i++) {
+		const struct file_refs *refs = &look->vms[i].refs;
+		if (mem_grow(&ret->refs, &ret->cap_refs, ret->nr_refs + refs->nr_refs, sizeof *ret->refs) < 0)
+			return -ENOMEM;
+		if (refs->nr_refs)
+			memcpy(ret->refs + ret->nr_refs, refs->refs, refs->nr_refs * sizeof *ret->refs);
+		ret->nr_refs += refs->nr_refs;
+	}
+	return 0;
+}
+
+static int look_at_images(struct look *look)
+{
+	struct file_refs named = {0};
+	int err = collect_refs(look, &named);
+	if (!err)
+		err = bare_find(look->store, look->found->facts, &look->source, &named, look->found->vms, look->found->nr_vms,
+				&look->vms, &look->nr_vms, &look->cap_vms);
+	free(named.refs);
+	return err;
+}
+
+/* --- publishing ------------------------------------------------------------------------------------------------------------------- */
+
+/* What is wrong with a VM is said when it is read, and again only when it has become something else. */
+static void report(struct look *look, const struct found_vm *vm)
+{
+	if (!vm->complaint || !vm->fresh)
+		return;
+	for (size_t i = 0; i < look->found->nr_vms; i++) {
+		const struct found_vm *old = &look->found->vms[i];
+		if (old->complaint && strcmp(old->complaint, vm->complaint) == 0 && strcmp(old->path, vm->path) == 0)
+			return;
+	}
+	for (char *line = vm->complaint; line;) {
+		char *end = strchrnul(line, '\n');
+		store_event(look->store, vm->vm->name, "%.*s", (int)(end - line), line);
+		line = *end ? end + 1 : NULL;
+	}
+}
+
+/* Names in vms/ that aren't for found VMs. */
+static int take_managed_names_locked(struct store *store, struct intern *taken)
+{
+	for (size_t i = 0; i < store->nr_entries; i++) {
+		const struct vm *vm = store->entries[i]->vm;
+		if (vm && vm->kind == VM_MANAGED && vm->place == PLACE_VMS && !intern_add(taken, vm->name))
+			return -ENOMEM;
+	}
+	for (const struct reservation *r = store->reservations; r; r = r->next)
+		if (r->place == PLACE_VMS && !intern_add(taken, r->name))
+			return -ENOMEM;
+	return 0;
+}
+
+/* The description under the name that is free; unchanged where it was shown so before. */
+static int show_as(struct found_vm *found, char *name)
+{
+	if (found->shown && strcmp(found->shown->name, name) == 0)
+		return 0;
+	struct vm *vm = strcmp(found->vm->name, name) == 0 ? vm_ref(found->vm) : vm_copy(found->vm);
+	if (!vm || (vm != found->vm && text_set(&vm->name, name))) {
+		vm_put(vm);
+		return -ENOMEM;
+	}
+	vm_put(found->shown);
+	found->shown = vm;
+	return 0;
+}
+
+static int publish_one_locked(struct look *look, struct entry *entry, struct intern *taken, struct found_vm *found)
+{
+	auto_free char *name = unique_name(taken, found->vm->name);
+	int err = name ? show_as(found, name) : -ENOMEM;
+	if (err)
+		return err;
+	entry->last_look = look->found->nr_looks;
+	if (entry->vm == found->shown)
+		return 0;
+	err = table_publish_locked(look->store, entry, vm_ref(found->shown));
+	if (err)
+		vm_put(found->shown);
+	return err;
+}
+
+static int publish_all(struct look *look, struct entry *const *entries)
+{
+	struct store *store = look->store;
+	struct intern taken = {0};
+	look->found->nr_looks++;
+	pthread_mutex_lock(&store->lock);
+	int err = take_managed_names_locked(store, &taken);
+	for (size_t i = 0; !err && i < look->nr_vms; i++)
+		err = publish_one_locked(look, entries[i], &taken, &look->vms[i]);
+	for (size_t i = 0; !err && i < store->nr_entries; i++) {
+		struct entry *entry = store->entries[i];
+		if (entry->vm && entry->vm->kind != VM_MANAGED && entry->last_look != look->found->nr_looks)
+			table_withdraw_locked(store, entry);
+	}
+	pthread_mutex_unlock(&store->lock);
+	intern_done(&taken);
+	return err;
+}
+
+static int publish(struct look *look)
+{
+	struct entry **entries = mem_new_array(look->nr_vms, sizeof *entries);
+	int err = entries ? 0 : -ENOMEM;
+	for (size_t i = 0; !err && i < look->nr_vms; i++) {
+		entries[i] = table_intern(look->store, look->vms[i].path);
+		if (!entries[i])
+			err = -ENOMEM;
+	}
+	if (!err)
+		err = publish_all(look, entries);
+	free(entries);
+	for (size_t i = 0; !err && i < look->nr_vms; i++)
+		report(look, &look->vms[i]);
+	return err;
+}
+
+/* --- the look -------------------------------------------------------------------------------------------------------- */
+
+static int64_t now_ms(void)
+{
+	struct timespec ts;
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
+static int look_again(struct look *look)
+{
+	struct found *found = look->found;
+	if (look->source.truncated && !found->source.truncated)
+		store_event(look->store, NULL, "%s holds more files than are looked at: some VMs aren't shown", look->store->source_dir);
+	classify_all(look->store, &found->source, &look->source);
+	int err = look_at_domains(look);
+	if (!err)
+		err = look_at_images(look);
+	if (!err)
+		err = publish(look);
+	/* What was moved from the old list to the new one is lost to the old one: the new one stays also after a failure. */
+	vms_free(found->vms, found->nr_vms);
+	found->vms = look->vms;
+	found->nr_vms = look->nr_vms;
+	for (size_t i = 0; i < found->nr_vms; i++)
+		found->vms[i].fresh = false;
+	return err;
+}
+
+static void refresh_locked(struct store *store)
+{
+	struct look look = {.store = store, .found = store->found};
+	int err = source_walk(store, &look.source);
+	if (err)
+		return;
+	if (source_equal(&look.source, &store->found->source)) {
+		source_done(&look.source);
+		return;
+	}
+	err = look_again(&look);
+	source_done(&store->found->source);
+	if (err)
+		source_done(&look.source); /* the next look finds it all changed */
+	else
+		store->found->source = look.source;
+}
+
+void found_refresh(struct store *store, bool force)
+{
+	struct found *found = store->found;
+	int64_t begun = now_ms();
+	if (!force && begun < atomic_load(&found->next_ms))
+		return;
+	/* Somebody is looking: what was there a second ago will do. */
+	if (pthread_mutex_trylock(&found->refresh) != 0)
+		return;
+	refresh_locked(store);
+	int64_t ended = now_ms();
+	int64_t pause = (ended - begun) * REFRESH_SHARE;
+	atomic_store(&found->next_ms, ended + (pause > REFRESH_MS ? pause : REFRESH_MS));
+	pthread_mutex_unlock(&found->refresh);
+}

@@ -1,0 +1,208 @@
+#include "store/freeze.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/file.h"
+#include "base/mem.h"
+#include "store/managed.h"
+#include "store/store_internal.h"
+
+struct freeze_item {
+	size_t disk; /* index in the description */
+	struct open_head *oh;
+	bool gate_closed;
+	bool closed; /* the old head */
+	char fresh[LAYER_NAME_MAX]; /* "": the disk is blank */
+};
+
+struct freezing {
+	struct store *store;
+	struct entry *entry;
+	struct vm *now;
+	struct vm *next;
+	struct frozen_disk *frozen; /* by index in the description */
+	struct freeze_item *items;
+	size_t nr_items;
+	bool commit_tried; /* vm.xml may name the new overlays, whatever was returned */
+};
+
+static const struct vm_disk *disk_of(const struct freezing *f, const struct freeze_item *item)
+{
+	return &f->now->disks[item->disk];
+}
+
+/* Step 1. */
+static int open_disks(struct freezing *f, const bool *chosen, struct reason *why)
+{
+	for (size_t i = 0; i < f->now->nr_disks; i++) {
+		if (!chosen[i])
+			continue;
+		struct freeze_item *item = &f->items[f->nr_items];
+		item->disk = i;
+		int err = head_get(f->store, f->entry, &f->now->disks[i], &item->oh, why);
+		if (err)
+			return reason_prefix(why, err, "disk %s: ", f->now->disks[i].file_name);
+		f->nr_items++;
+		/* Most of it without stopping anybody. */
+		pthread_rwlock_rdlock(&item->oh->swap);
+		err = item->oh->head ? head_flush(item->oh->head) : item->oh->lost_err;
+		pthread_rwlock_unlock(&item->oh->swap);
+		if (err)
+			return reason_set(why, err, "disk %s: flushing it: %s", f->now->disks[i].file_name, strerror(-err));
+	}
+	return 0;
+}
+
+/* Step 2. Heads of one VM are always locked in order of disk, so two freezes can't wait for each other. */
+static void close_gates(struct freezing *f)
+{
+	for (size_t i = 0; i < f->nr_items; i++) {
+		pthread_rwlock_wrlock(&f->items[i].oh->swap);
+		f->items[i].gate_closed = true;
+	}
+}
+
+static int make_overlay(struct freezing *f, struct freeze_item *item, struct reason *why)
+{
+	struct frozen_disk *frozen = &f->frozen[item->disk];
+	struct head *head = item->oh->head;
+	if (!head)
+		return item->oh->lost_err;
+	struct stat st;
+	head_stat(head, &st);
+	frozen->owner = (struct layer_owner){st.st_mode & 0777, st.st_uid, st.st_gid};
+	frozen->virtual_size = head_virtual_size(head);
+	if (head_is_blank(head))
+		return 0;
+	snprintf(frozen->layer, sizeof frozen->layer, "%s", item->oh->layer);
+	struct overlay_spec spec = {
+		.virtual_size = frozen->virtual_size, .backing_name = frozen->layer, .backing_format = IMAGE_QCOW2};
+	int err = layer_create(f->store, &spec, frozen->layer, &frozen->owner, item->fresh, why);
+	if (err)
+		*item->fresh = '\0';
+	return err;
+}
+
+/* Step 3. */
+static int make_overlays(struct freezing *f, struct reason *why)
+{
+	bool any = false;
+	for (size_t i = 0; i < f->nr_items; i++) {
+		int err = make_overlay(f, &f->items[i], why);
+		if (err)
+			return err;
+		any |= *f->items[i].fresh != '\0';
+	}
+	return any ? dir_sync(f->store->layers_fd) : 0;
+}
+
+/* Step 4. */
+static int close_heads(struct freezing *f, struct reason *why)
+{
+	for (size_t i = 0; i < f->nr_items; i++) {
+		struct freeze_item *item = &f->items[i];
+		if (!*item->fresh)
+			continue;
+		item->closed = true;
+		int err = head_detach(item->oh);
+		if (err)
+			return reason_set(why, err, "disk %s: writing it back: %s", disk_of(f, item)->file_name, strerror(-err));
+	}
+	return 0;
+}
+
+/* Step 5. */
+static int commit(struct freezing *f, struct reason *why)
+{
+	struct vm *next = vm_copy(f->now);
+	if (!next)
+		return -ENOMEM;
+	bool any = false;
+	for (size_t i = 0; i < f->nr_items; i++) {
+		struct vm_disk *disk = &next->disks[f->items[i].disk];
+		if (!*f->items[i].fresh)
+			continue;
+		any = true;
+		free(disk->path);
+		disk->path = layer_path(f->store, f->items[i].fresh);
+		if (!disk->path || text_set(&disk->layer, f->items[i].fresh)) {
+			vm_put(next);
+			return -ENOMEM;
+		}
+	}
+	f->commit_tried = any;
+	int err = any ? managed_commit(f->store, f->entry, vm_ref(next), why) : 0;
+	if (err || !any) {
+		vm_put(next);
+		return err;
+	}
+	vm_put(f->now);
+	f->now = next;
+	return 0;
+}
+
+/* Step 6, or what undoes step 4: opens what the description names now. Who has no other user than us needn't be opened. */
+static void reopen_heads(struct freezing *f)
+{
+	for (size_t i = 0; i < f->nr_items; i++) {
+		struct freeze_item *item = &f->items[i];
+		if (!item->closed || item->oh->nr_users == 1)
+			continue;
+		struct reason why = {0};
+		int err = head_reattach(f->store, item->oh, disk_of(f, item), &why);
+		if (err)
+			store_event(f->store, f->now->name, "disk %s can't be opened again: %s; close it in all programs and open it anew",
+				    disk_of(f, item)->file_name, *why.text ? why.text : strerror(-err));
+	}
+}
+
+/* After a failure. What vm.xml may name all the same is left to the next start, which knows. */
+static void drop_overlays(struct freezing *f)
+{
+	for (size_t i = 0; i < f->nr_items; i++) {
+		const char *fresh = f->items[i].fresh;
+		if (*fresh && f->commit_tried)
+			layers_forget(f->store, fresh);
+		else if (*fresh)
+			layer_abandon(f->store, fresh);
+	}
+}
+
+static void let_go(struct freezing *f)
+{
+	for (size_t i = 0; i < f->nr_items; i++) {
+		struct freeze_item *item = &f->items[i];
+		if (*item->fresh)
+			layers_unpin(f->store, item->fresh);
+		if (item->gate_closed)
+			pthread_rwlock_unlock(&item->oh->swap);
+		head_put_locked(f->store, item->oh);
+	}
+	free(f->items);
+}
+
+int freeze_disks(struct store *store, struct entry *entry, struct vm **now, const bool *chosen, struct frozen_disk *ret,
+		 struct reason *why)
+{
+	struct freezing f = {.store = store, .entry = entry, .now = *now, .frozen = ret};
+	f.items = mem_new_array((*now)->nr_disks, sizeof *f.items);
+	memset(ret, 0, (*now)->nr_disks * sizeof *ret);
+	int err = f.items ? open_disks(&f, chosen, why) : -ENOMEM;
+	if (!err) {
+		close_gates(&f);
+		err = make_overlays(&f, why);
+	}
+	if (!err)
+		err = close_heads(&f, why);
+	if (!err)
+		err = commit(&f, why);
+	reopen_heads(&f);
+	if (err)
+		drop_overlays(&f);
+	let_go(&f);
+	*now = f.now;
+	return err;
+}

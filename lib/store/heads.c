@@ -1,0 +1,258 @@
+#include "store/heads.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "store/pending.h"
+#include "store/store_internal.h"
+
+/* --- frozen disks ------------------------------------------------------------------------------------------------ */
+
+/* PATH with its directory resolved: relative names in the image's own header mean the same from there. */
+static int with_real_dir(struct store *store, const char *path, char **ret, struct reason *why)
+{
+	const char *slash = strrchr(path, '/');
+	if (!slash)
+		return -EINVAL;
+	auto_free char *dir = strndup(path, slash == path ? 1 : (size_t)(slash - path));
+	auto_free char *real = NULL;
+	if (!dir)
+		return -ENOMEM;
+	int err = trust_resolve(store->trust, NULL, dir, &real, why);
+	if (err)
+		return err;
+	return asprintf(ret, "%s%s", strcmp(real, "/") == 0 ? "" : real, slash) < 0 ? -ENOMEM : 0;
+}
+
+int frozen_new(struct store *store, struct view *view, const char *path, const char *snapshot, struct frozen **ret,
+	       struct reason *why)
+{
+	struct frozen *frozen = calloc(1, sizeof *frozen);
+	if (!frozen)
+		return -ENOMEM;
+	atomic_init(&frozen->nr_refs, 1);
+	frozen->view = view_ref(view);
+	frozen->format = image_format(view_layer(view, 0));
+	int err = text_set(&frozen->snapshot, snapshot);
+	if (!err)
+		err = with_real_dir(store, path, &frozen->path, why);
+	if (err) {
+		frozen_put(frozen);
+		return err;
+	}
+	*ret = frozen;
+	return 0;
+}
+
+struct frozen *frozen_ref(struct frozen *frozen)
+{
+	if (frozen)
+		atomic_fetch_add(&frozen->nr_refs, 1);
+	return frozen;
+}
+
+void frozen_put(struct frozen *frozen)
+{
+	if (!frozen || atomic_fetch_sub(&frozen->nr_refs, 1) != 1)
+		return;
+	view_put(frozen->view);
+	free(frozen->path);
+	free(frozen->snapshot);
+	free(frozen);
+}
+
+/* --- opening and closing ---------------------------------------------------------------------------------------- */
+
+/* Between vm.xml and the header the header decides: a disk that was emptied, or wasn't put over its snapshot yet when the daemon was
+ * killed, has no use for the snapshot. */
+static bool names_pending_base(const struct vm_disk *disk, const struct image *image)
+{
+	const char *backing = image_backing_name(image);
+	return disk->pending_path && backing && strcmp(backing, disk->pending_base) == 0;
+}
+
+int beneath_open(struct store *store, const struct vm_disk *disk, struct view **ret, struct reason *why)
+{
+	struct image *image = NULL;
+	int err = image_open(store->images, store->layers_dir, disk->layer, IMAGE_QCOW2, &image, why);
+	if (err)
+		return err;
+	struct view *beneath = NULL;
+	if (names_pending_base(disk, image))
+		err = pending_open(store, disk, &beneath, why);
+	else
+		err = view_open_backing(store->images, image, &beneath, why);
+	image_put(image);
+	if (!err)
+		*ret = beneath;
+	return err;
+}
+
+int head_relock(struct open_head *oh, struct view *view, struct reason *why)
+{
+	int err = view ? view_lock(view, why) : 0;
+	if (err)
+		return err;
+	if (oh->locked) {
+		view_unlock(oh->locked);
+		view_put(oh->locked);
+	}
+	oh->locked = view_ref(view);
+	return 0;
+}
+
+int head_attach(struct store *store, struct open_head *oh, const char *layer, struct view *beneath, struct reason *why)
+{
+	auto_free char *path = layer_path(store, layer);
+	int err = path ? head_relock(oh, beneath, why) : -ENOMEM;
+	if (err)
+		return err;
+	err = head_open(store->layers_fd, layer, path, beneath, &oh->head, why);
+	if (err) {
+		oh->lost_err = err;
+		head_relock(oh, NULL, NULL);
+		return err;
+	}
+	pthread_mutex_lock(&store->lock);
+	snprintf(oh->layer, sizeof oh->layer, "%s", layer);
+	pthread_mutex_unlock(&store->lock);
+	return 0;
+}
+
+int head_detach(struct open_head *oh)
+{
+	int err = oh->head ? head_close(take_ptr(oh->head)) : 0;
+	oh->lost_err = -EIO;
+	head_relock(oh, NULL, NULL);
+	return err;
+}
+
+static void open_head_free(struct open_head *oh)
+{
+	if (!oh)
+		return;
+	frozen_put(oh->hint);
+	frozen_put(oh->origin);
+	pthread_rwlock_destroy(&oh->swap);
+	free(oh);
+}
+
+static struct open_head *open_head_new(struct entry *entry)
+{
+	struct open_head *oh = calloc(1, sizeof *oh);
+	if (!oh)
+		return NULL;
+	oh->entry = entry;
+	pthread_rwlockattr_t attr;
+	pthread_rwlockattr_init(&attr);
+	/* Who exchanges the head must get its turn while readers keep coming. */
+	pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+	pthread_rwlock_init(&oh->swap, &attr);
+	pthread_rwlockattr_destroy(&attr);
+	return oh;
+}
+
+struct open_head *head_lookup(struct store *store, const struct vm_disk *disk)
+{
+	pthread_mutex_lock(&store->lock);
+	struct open_head *oh = store->heads;
+	while (oh && strcmp(oh->layer, disk->layer) != 0)
+		oh = oh->next;
+	pthread_mutex_unlock(&store->lock);
+	return oh;
+}
+
+int head_reattach(struct store *store, struct open_head *oh, const struct vm_disk *disk, struct reason *why)
+{
+	struct view *beneath = NULL;
+	int err = beneath_open(store, disk, &beneath, why);
+	if (!err)
+		err = head_attach(store, oh, disk->layer, beneath, why);
+	view_put(beneath);
+	return err;
+}
+
+/* A head that was lost (the disk was full when it should have been opened again, say) gets another chance with each new user. */
+static void retry_lost(struct store *store, struct open_head *oh, const struct vm_disk *disk)
+{
+	pthread_rwlock_wrlock(&oh->swap);
+	if (!oh->head)
+		head_reattach(store, oh, disk, NULL);
+	pthread_rwlock_unlock(&oh->swap);
+}
+
+int head_get(struct store *store, struct entry *entry, const struct vm_disk *disk, struct open_head **ret,
+	     struct reason *why)
+{
+	if (disk->error)
+		return reason_set(why, disk->error, "%s", disk->error_text ? disk->error_text : strerror(-disk->error));
+	struct open_head *oh = head_lookup(store, disk);
+	if (oh) {
+		retry_lost(store, oh, disk);
+		oh->nr_users++;
+		*ret = oh;
+		return 0;
+	}
+	oh = open_head_new(entry);
+	if (!oh)
+		return -ENOMEM;
+	int err = head_reattach(store, oh, disk, why);
+	if (err) {
+		open_head_free(oh);
+		return err;
+	}
+	oh->nr_users = 1;
+	pthread_mutex_lock(&store->lock);
+	oh->next = store->heads;
+	store->heads = oh;
+	pthread_mutex_unlock(&store->lock);
+	*ret = oh;
+	return 0;
+}
+
+static void take_out(struct store *store, struct open_head *oh)
+{
+	pthread_mutex_lock(&store->lock);
+	for (struct open_head **at = &store->heads; *at; at = &(*at)->next) {
+		if (*at == oh) {
+			*at = oh->next;
+			break;
+		}
+	}
+	pthread_mutex_unlock(&store->lock);
+}
+
+int head_put_locked(struct store *store, struct open_head *oh)
+{
+	if (--oh->nr_users)
+		return 0;
+	int err = head_detach(oh);
+	take_out(store, oh);
+	bool removed = oh->removed;
+	open_head_free(oh);
+	if (removed)
+		layers_sweep(store);
+	return err;
+}
+
+int head_put(struct store *store, struct open_head *oh)
+{
+	struct entry *entry = oh->entry;
+	pthread_mutex_lock(&entry->change);
+	int err = head_put_locked(store, oh);
+	pthread_mutex_unlock(&entry->change);
+	return err;
+}
+
+bool heads_in_use(struct store *store, const struct entry *entry)
+{
+	pthread_mutex_lock(&store->lock);
+	const struct open_head *oh = store->heads;
+	while (oh && oh->entry != entry)
+		oh = oh->next;
+	pthread_mutex_unlock(&store->lock);
+	return oh;
+}

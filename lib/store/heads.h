@@ -1,0 +1,78 @@
+/* Managed disks that are open: one head for all who have the disk open, closed with the last of them.
+ *
+ * The file behind an open disk changes under its users (a clone of the disk freezes the layer and puts a new one on top): each read and
+ * write therefore goes through `swap`, shared; who exchanges the head holds it exclusively. */
+#ifndef STORE_HEADS_H
+#define STORE_HEADS_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#include "block/head.h"
+#include "store/layers.h"
+#include "store/vm.h"
+
+struct entry;
+struct store;
+
+/* A frozen disk that others can be put over: the view, and how a qcow2 header or a vm.xml names it. Counted references. */
+struct frozen {
+	atomic_uint nr_refs;
+	struct view *view;
+	char *path; /* absolute; its directory is real */
+	enum image_format format;
+	char *snapshot; /* internal snapshot, which no header can name; NULL: none */
+};
+
+int frozen_new(struct store *store, struct view *view, const char *path, const char *snapshot, struct frozen **ret,
+	       struct reason *why);
+struct frozen *frozen_ref(struct frozen *frozen); /* NULL gives NULL */
+void frozen_put(struct frozen *frozen);
+
+struct open_head {
+	struct open_head *next;	    /* in store->heads; protected by store->lock */
+	char layer[LAYER_NAME_MAX]; /* changed under store->lock and swap */
+	struct entry *entry;	    /* the VM's */
+
+	/* protected by the VM's change lock */
+	unsigned nr_users;
+	bool removed; /* no disk of the VM any more: the layer goes with the last user */
+
+	pthread_rwlock_t swap;
+	/* protected by swap */
+	struct head *head;   /* NULL: it couldn't be opened again: every operation fails with lost_err */
+	struct view *locked; /* what lies beneath, with its image locks held; NULL: nothing */
+	struct frozen *hint;   /* where the bytes of a blank disk probably come from */
+	struct frozen *origin; /* what it was put over while it was open; NULL: it wasn't */
+	int lost_err;
+
+	atomic_bool hinting; /* whether a write looks at the hint at all */
+};
+
+/* What lies beneath DISK's layer: its backing chain, or the internal snapshot that isn't copied yet (-EIO: that one has gone or
+ * changed). NULL: nothing. */
+int beneath_open(struct store *store, const struct vm_disk *disk, struct view **ret, struct reason *why);
+
+/* The open head of DISK, a disk of the VM's current description, opened where it isn't yet. The caller holds the VM's change lock. */
+int head_get(struct store *store, struct entry *entry, const struct vm_disk *disk, struct open_head **ret,
+	     struct reason *why);
+/* The same, NULL where it isn't open. */
+struct open_head *head_lookup(struct store *store, const struct vm_disk *disk);
+/* Gives it back; the last one closes it, and hears of what couldn't be written. Takes the change lock of the VM itself. */
+int head_put(struct store *store, struct open_head *oh);
+int head_put_locked(struct store *store, struct open_head *oh); /* the caller holds it */
+
+/* Whether any disk of the VM is open. The caller holds the change lock. */
+bool heads_in_use(struct store *store, const struct entry *entry);
+
+/* Opens LAYER over BENEATH (may be NULL), whose image locks it takes, into OH. The caller holds swap exclusively, or is alone. */
+int head_attach(struct store *store, struct open_head *oh, const char *layer, struct view *beneath, struct reason *why);
+/* Opens the layer of DISK again, over what lies beneath it. As head_attach(). */
+int head_reattach(struct store *store, struct open_head *oh, const struct vm_disk *disk, struct reason *why);
+/* Closes the file and lets go of what is beneath; OH has no head then. */
+int head_detach(struct open_head *oh);
+/* Puts VIEW in the place of what lies beneath as far as locks go; the head itself is told by the caller. */
+int head_relock(struct open_head *oh, struct view *view, struct reason *why);
+
+#endif

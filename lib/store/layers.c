@@ -1,0 +1,390 @@
+#include "store/layers.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <uuid/uuid.h>
+
+#include "base/mem.h"
+#include "base/strbuf.h"
+#include "store/heads.h"
+#include "store/store_internal.h"
+
+#define BACKING_NAME_MAX 1023 /* qcow2 specification, "backing_file_size" */
+#define UUID_TEXT_LEN	 36
+
+/* --- names ---------------------------------------------------------------------------------------------------- */
+
+void layer_name_new(char name[LAYER_NAME_MAX], const char *ending)
+{
+	uuid_t uuid;
+	uuid_generate(uuid);
+	uuid_unparse_lower(uuid, name);
+	strcat(name, ending);
+}
+
+/* The length of the UUID that NAME begins with, 0 where it doesn't. */
+static size_t uuid_len(const char *name)
+{
+	char text[UUID_TEXT_LEN + 1];
+	uuid_t uuid;
+	if (strlen(name) < UUID_TEXT_LEN)
+		return 0;
+	memcpy(text, name, UUID_TEXT_LEN);
+	text[UUID_TEXT_LEN] = '\0';
+	return uuid_parse(text, uuid) == 0 ? UUID_TEXT_LEN : 0;
+}
+
+bool layer_name_is_valid(const char *name)
+{
+	size_t len = uuid_len(name);
+	return len && (strcmp(name + len, ".qcow2") == 0 || strcmp(name + len, ".raw") == 0);
+}
+
+char *layer_path(struct store *store, const char *name)
+{
+	char *path = NULL;
+	return asprintf(&path, "%s/%s", store->layers_dir, name) < 0 ? NULL : path;
+}
+
+/* What of PATH comes after DIR and the slash; NULL when it isn't below. */
+static const char *path_below(const char *path, const char *dir)
+{
+	size_t len = strlen(dir);
+	if (len && dir[len - 1] == '/')
+		len--;
+	return strncmp(path, dir, len) == 0 && path[len] == '/' ? path + len + 1 : NULL;
+}
+
+const char *layer_of_path(struct store *store, const char *real_path)
+{
+	const char *name = store->layers_dir ? path_below(real_path, store->layers_dir) : NULL;
+	return name && layer_name_is_valid(name) ? name : NULL;
+}
+
+/* TO as seen from the directory FROM_DIR; both absolute and real. */
+static int relative_path(const char *from_dir, const char *to, char **ret)
+{
+	size_t common = 0; /* up to and with the last slash that both have */
+	size_t i = 0;
+	for (; from_dir[i] && from_dir[i] == to[i]; i++)
+		if (to[i] == '/')
+			common = i + 1;
+	if (!from_dir[i] && to[i] == '/')
+		common = i + 1;
+	struct strbuf b = {0};
+	if (common <= strlen(from_dir)) {
+		strbuf_addf(&b, "../");
+		for (const char *p = from_dir + common; *p; p++)
+			if (*p == '/')
+				strbuf_addf(&b, "../");
+	}
+	strbuf_addf(&b, "%s", to + common);
+	return strbuf_take(&b, ret, NULL);
+}
+
+/* Whether FILE moves along when the tree that holds the store is moved. */
+static bool moves_with_store(struct store *store, const char *real_path)
+{
+	auto_free char *parent = strdup(store->store_dir);
+	if (!parent)
+		return false;
+	char *slash = strrchr(parent, '/');
+	if (slash)
+		*slash = '\0';
+	bool source_holds_store = path_below(store->store_dir, store->source_dir);
+	return path_below(real_path, store->store_dir) || (*parent && path_below(real_path, parent)) ||
+	       (source_holds_store && path_below(real_path, store->source_dir));
+}
+
+int layer_backing_name(struct store *store, const char *real_path, char **ret, struct reason *why)
+{
+	auto_free char *name = NULL;
+	int err = 0;
+	if (moves_with_store(store, real_path))
+		err = relative_path(store->layers_dir, real_path, &name);
+	else if (!(name = strdup(real_path)))
+		err = -ENOMEM;
+	if (!err && strlen(name) > BACKING_NAME_MAX)
+		err = reason_set(why, -ENAMETOOLONG, "%s: too long for the header of a qcow2 file (%d bytes)", name, BACKING_NAME_MAX);
+	if (!err)
+		*ret = take_ptr(name);
+	return err;
+}
+
+/* --- the table -------------------------------------------------------------------------------------------------- */
+
+static struct layer_row *row_find_locked(struct layers *layers, const char *name)
+{
+	for (size_t i = 0; i < layers->nr_rows; i++)
+		if (strcmp(layers->rows[i].name, name) == 0)
+			return &layers->rows[i];
+	return NULL;
+}
+
+static void row_set_beneath(struct layer_row *row, const char *beneath)
+{
+	snprintf(row->beneath, sizeof row->beneath, "%s", beneath ? beneath : "");
+}
+
+static int row_add_locked(struct layers *layers, const char *name, const char *beneath, unsigned nr_pins)
+{
+	if (mem_grow(&layers->rows, &layers->cap_rows, layers->nr_rows + 1, sizeof *layers->rows) < 0)
+		return -ENOMEM;
+	struct layer_row *row = &layers->rows[layers->nr_rows++];
+	*row = (struct layer_row){.nr_pins = nr_pins};
+	snprintf(row->name, sizeof row->name, "%s", name);
+	row_set_beneath(row, beneath);
+	return 0;
+}
+
+int layers_add(struct store *store, const char *name, const char *beneath)
+{
+	pthread_mutex_lock(&store->lock);
+	int err = row_add_locked(&store->layers, name, beneath, 1);
+	pthread_mutex_unlock(&store->lock);
+	return err;
+}
+
+int layers_pin(struct store *store, const char *name)
+{
+	pthread_mutex_lock(&store->lock);
+	struct layer_row *row = row_find_locked(&store->layers, name);
+	if (row)
+		row->nr_pins++;
+	pthread_mutex_unlock(&store->lock);
+	return row ? 0 : -ESTALE;
+}
+
+void layers_unpin(struct store *store, const char *name)
+{
+	pthread_mutex_lock(&store->lock);
+	struct layer_row *row = row_find_locked(&store->layers, name);
+	if (row && row->nr_pins)
+		row->nr_pins--;
+	pthread_mutex_unlock(&store->lock);
+}
+
+void layers_set_beneath(struct store *store, const char *name, const char *beneath)
+{
+	pthread_mutex_lock(&store->lock);
+	struct layer_row *row = row_find_locked(&store->layers, name);
+	if (row)
+		row_set_beneath(row, beneath);
+	pthread_mutex_unlock(&store->lock);
+}
+
+void layers_forget(struct store *store, const char *name)
+{
+	pthread_mutex_lock(&store->lock);
+	struct layer_row *row = row_find_locked(&store->layers, name);
+	if (row)
+		*row = store->layers.rows[--store->layers.nr_rows];
+	pthread_mutex_unlock(&store->lock);
+}
+
+void layers_done(struct layers *layers)
+{
+	free(layers->rows);
+	*layers = (struct layers){0};
+}
+
+int layer_create(struct store *store, const struct overlay_spec *spec, const char *beneath, const struct layer_owner *owner,
+		 char name[LAYER_NAME_MAX], struct reason *why)
+{
+	layer_name_new(name, ".qcow2");
+	/* In the table first: a sweep must not take the file for the rest of something. */
+	int err = layers_add(store, name, beneath);
+	if (err)
+		return err;
+	err = overlay_create(store->layers_fd, name, spec, (owner->mode & 0777) | 0600);
+	if (err) {
+		layers_forget(store, name);
+		return reason_set(why, err, "%s/%s: %s", store->layers_dir, name, strerror(-err));
+	}
+	/* Fails where we aren't root: then all is ours. */
+	if ((owner->uid != geteuid() || owner->gid != getegid()) &&
+	    fchownat(store->layers_fd, name, owner->uid, owner->gid, AT_SYMLINK_NOFOLLOW) < 0 && errno != EPERM)
+		store_event(store, NULL, "%s/%s: can't be given to user %u: %s", store->layers_dir, name, owner->uid, strerror(errno));
+	return 0;
+}
+
+void layer_abandon(struct store *store, const char *name)
+{
+	unlinkat(store->layers_fd, name, 0);
+	layers_forget(store, name);
+}
+
+/* --- what is needed ----------------------------------------------------------------------------------------------- */
+
+static int row_by_name(const void *a, const void *b)
+{
+	return strcmp(((const struct layer_row *)a)->name, ((const struct layer_row *)b)->name);
+}
+
+/* ROWS are sorted. Follows what lies beneath until it comes to a row that is marked. */
+static void mark_chain(struct layers *layers, const char *name)
+{
+	struct layer_row key;
+	for (snprintf(key.name, sizeof key.name, "%s", name); *key.name;) {
+		struct layer_row *row = layers->nr_rows ? bsearch(&key, layers->rows, layers->nr_rows, sizeof key, row_by_name) : NULL;
+		if (!row || row->needed)
+			return;
+		row->needed = true;
+		memcpy(key.name, row->beneath, sizeof key.name);
+	}
+}
+
+static void mark_all_locked(struct store *store)
+{
+	struct layers *layers = &store->layers;
+	if (layers->nr_rows)
+		qsort(layers->rows, layers->nr_rows, sizeof *layers->rows, row_by_name);
+	for (size_t i = 0; i < layers->nr_rows; i++)
+		layers->rows[i].needed = false;
+	for (size_t i = 0; i < layers->nr_rows; i++)
+		if (layers->rows[i].nr_pins)
+			mark_chain(layers, layers->rows[i].name);
+	for (size_t e = 0; e < store->nr_entries; e++) {
+		const struct vm *vm = store->entries[e]->vm;
+		for (size_t i = 0; vm && vm->kind == VM_MANAGED && i < vm->nr_disks; i++)
+			if (vm->disks[i].layer)
+				mark_chain(layers, vm->disks[i].layer);
+	}
+	for (const struct open_head *oh = store->heads; oh; oh = oh->next)
+		mark_chain(layers, oh->layer);
+}
+
+/* Takes the rows that nobody needs out of the table into RET; what can't be listed for want of memory stays for the next time. */
+static size_t take_unneeded_locked(struct layers *layers, struct layer_row **ret)
+{
+	struct layer_row *unneeded = mem_new_array(layers->nr_rows, sizeof *unneeded);
+	size_t nr = 0, kept = 0;
+	if (!unneeded)
+		return 0;
+	for (size_t i = 0; i < layers->nr_rows; i++) {
+		if (layers->rows[i].needed)
+			layers->rows[kept++] = layers->rows[i];
+		else
+			unneeded[nr++] = layers->rows[i];
+	}
+	layers->nr_rows = kept;
+	*ret = unneeded;
+	return nr;
+}
+
+void layers_sweep(struct store *store)
+{
+	auto_free struct layer_row *unneeded = NULL;
+	if (!store->writable)
+		return;
+	pthread_mutex_lock(&store->lock);
+	size_t nr = 0;
+	if (!store->layers.unknown) {
+		mark_all_locked(store);
+		nr = take_unneeded_locked(&store->layers, &unneeded);
+	}
+	pthread_mutex_unlock(&store->lock);
+	for (size_t i = 0; i < nr; i++)
+		unlinkat(store->layers_fd, unneeded[i].name, 0);
+	if (nr)
+		image_cache_trim(store->images);
+}
+
+/* --- at the start ---------------------------------------------------------------------------------------------- */
+
+/* Reads from the header of NAME which layer of ours lies beneath; BENEATH becomes "" for none. */
+static int read_beneath(struct store *store, const char *name, char beneath[LAYER_NAME_MAX])
+{
+	struct image *image = NULL;
+	enum image_format format = strstr(name, ".raw") ? IMAGE_RAW : IMAGE_QCOW2;
+	int err = image_open(store->images, store->layers_dir, name, format, &image, NULL);
+	if (err)
+		return err;
+	const char *backing = image_backing_name(image);
+	auto_free char *real = NULL;
+	*beneath = '\0';
+	if (backing && layer_name_is_valid(backing))
+		snprintf(beneath, LAYER_NAME_MAX, "%s", backing);
+	else if (backing && trust_resolve(store->trust, store->layers_dir, backing, &real, NULL) == 0 && layer_of_path(store, real))
+		snprintf(beneath, LAYER_NAME_MAX, "%s", layer_of_path(store, real));
+	image_put(image);
+	return 0;
+}
+
+/* Enters NAME and what lies beneath it, as far down as the table doesn't know it yet. */
+static int load_chain(struct store *store, const char *name)
+{
+	char next[LAYER_NAME_MAX], beneath[LAYER_NAME_MAX];
+	snprintf(next, sizeof next, "%s", name);
+	while (*next && !row_find_locked(&store->layers, next)) {
+		int err = read_beneath(store, next, beneath);
+		if (err)
+			return err;
+		err = row_add_locked(&store->layers, next, beneath, 0);
+		if (err)
+			return err;
+		memcpy(next, beneath, sizeof next);
+	}
+	return 0;
+}
+
+/* A disk whose data isn't copied yet: its base may be there or not. */
+static int load_pending(struct store *store, const struct vm_disk *disk)
+{
+	char beneath[LAYER_NAME_MAX];
+	int err = row_find_locked(&store->layers, disk->layer) ? 0 : read_beneath(store, disk->layer, beneath);
+	if (!err)
+		err = row_add_locked(&store->layers, disk->layer, disk->pending_base, 0);
+	if (!err && faccessat(store->layers_fd, disk->pending_base, F_OK, AT_SYMLINK_NOFOLLOW) == 0)
+		err = row_add_locked(&store->layers, disk->pending_base, NULL, 0);
+	return err;
+}
+
+/* Before any other thread: without the lock. */
+int layers_load(struct store *store)
+{
+	for (size_t e = 0; e < store->nr_entries; e++) {
+		const struct vm *vm = store->entries[e]->vm;
+		for (size_t i = 0; vm && vm->kind == VM_MANAGED && i < vm->nr_disks; i++) {
+			const struct vm_disk *disk = &vm->disks[i];
+			int err = disk->pending_path ? load_pending(store, disk) : load_chain(store, disk->layer);
+			if (err)
+				return err;
+		}
+	}
+	return 0;
+}
+
+static bool is_leftover(struct store *store, const char *name)
+{
+	char layer[LAYER_NAME_MAX];
+	size_t len = uuid_len(name);
+	if (!len)
+		len = *name == '.' ? uuid_len(name + 1) : 0; /* temporary names */
+	if (!len || strlen(name) >= sizeof layer)
+		return false;
+	if (strcmp(name + len, ".raw.part") == 0)
+		return true;
+	return *name == '.' || (layer_name_is_valid(name) && !row_find_locked(&store->layers, name));
+}
+
+void layers_clear_leftovers(struct store *store)
+{
+	int fd = openat(store->layers_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+	if (!dir) {
+		if (fd >= 0)
+			close(fd);
+		return;
+	}
+	for (struct dirent *de; (de = readdir(dir));)
+		if (is_leftover(store, de->d_name))
+			unlinkat(store->layers_fd, de->d_name, 0);
+	closedir(dir);
+}

@@ -1,0 +1,37 @@
+/* STORE/vms/UUID/vm.xml: what a managed VM is.
+ *
+ *   <vm uuid='…' place='clones' created='1700000000' mode='0400'>
+ *     <name>web-test</name>
+ *     <origin>web@upgraded</origin>                              where it was cloned from, in words
+ *     <disk target='vda' file='vda.img' layer='UUID.qcow2' format='qcow2'>
+ *       <pending path='/…' format='qcow2' snapshot='tag' base='UUID.raw' row='…'/>      see pending.h
+ *     </disk>
+ *     <config>…</config>                                         the domain XML, byte for byte, as text
+ *   </vm>
+ *
+ * A disk without target is a scratch file of a copying program: kept as well, since it may be all that there is of somebody's
+ * data. The layer's own header says what lies beneath it. */
+#ifndef STORE_MANIFEST_H
+#define STORE_MANIFEST_H
+
+#include <sys/types.h>
+
+#include "store/vm.h"
+#include "base/reason.h"
+
+struct store;
+
+/* Makes VM's vm.xml say what VM says, atomically and durably. The directory must be there. -EINVAL: something in it can't be
+ * written as XML. Sets VM's time of change. */
+int manifest_save(struct store *store, struct vm *vm, struct reason *why);
+
+/* Reads STORE/vms/UUID/vm.xml. Whatever it says is checked: -EUCLEAN, -EINVAL. -ENOENT: there is none. */
+int manifest_load(struct store *store, const char *uuid, struct vm **ret, struct reason *why);
+
+/* "vda.img" gives "vda" (the caller frees); NULL: not the name of a disk. */
+char *manifest_target_of(const char *file_name);
+
+/* Names in disks/ of managed VMs: as name_check(), but a leading dot is allowed: scratch files have it. */
+int manifest_check_file_name(const char *name);
+
+#endif

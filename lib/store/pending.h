@@ -1,0 +1,35 @@
+/* Disks whose data still lies in an internal snapshot of a found image.
+ *
+ * qcow2 has no name for "file F at snapshot S" as a backing file. So a clone of such a snapshot names a base that doesn't exist yet
+ * (STORE/layers/UUID.raw), its vm.xml says where the data is meanwhile, and a job makes the base: see fill_base(). That the
+ * snapshot is still the one that was cloned is told by its row in the image's snapshot table. */
+#ifndef STORE_PENDING_H
+#define STORE_PENDING_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#include "store/heads.h"
+
+struct store;
+
+/* The row as vm.xml keeps it; the caller frees. NULL: memory is out. */
+char *pending_row_of(const struct image_snapshot *row);
+
+/* The view that the pending disk reads from. -EIO: the snapshot has gone, or is another one now. */
+int pending_open(struct store *store, const struct vm_disk *disk, struct view **ret, struct reason *why);
+
+/* Describes in DISK that its data is to come from FROM, an internal snapshot; names a new base. */
+int pending_set(struct vm_disk *disk, const struct frozen *from);
+
+/* How far a copy is, for another thread to read. */
+struct fill_progress {
+	atomic_uint_fast64_t done, total; /* bytes of data */
+	atomic_bool stop;		  /* asks it to end: -ECANCELED */
+};
+
+/* Makes STORE/layers/BASE, a raw file that holds what the pending disk reads: under a temporary name, by shared extents where the
+ * filesystem has them, sparse, stable, and counted only when the snapshot is still the same after the copy. -ESTALE: it isn't. */
+int fill_base(struct store *store, const struct vm_disk *disk, struct fill_progress *progress, struct reason *why);
+
+#endif

@@ -1,0 +1,293 @@
+#include "store/stat.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+
+#include "base/mem.h"
+#include "base/strbuf.h"
+#include "store/source.h"
+#include "store/store_internal.h"
+
+#define NR_SLOTS    32768u /* 4 MiB */
+#define FAILED_MS   1000   /* a disk that can't be served is looked at again after this */
+
+/* One disk, as it was when its top file had that stamp. Which slot is told by a hash of the ids: the later disk wins. */
+struct stat_slot {
+	uint32_t vm_id, snapshot_id, disk_id;
+	uint64_t stamp;
+	int err;
+	int64_t at_ms;
+	struct disk_stat stat;
+};
+
+struct stat_cache {
+	pthread_mutex_t lock;
+	struct stat_slot slots[NR_SLOTS]; /* protected by lock */
+};
+
+int stat_cache_new(struct stat_cache **ret)
+{
+	*ret = calloc(1, sizeof **ret);
+	if (!*ret)
+		return -ENOMEM;
+	pthread_mutex_init(&(*ret)->lock, NULL);
+	return 0;
+}
+
+void stat_cache_free(struct stat_cache *cache)
+{
+	if (!cache)
+		return;
+	pthread_mutex_destroy(&cache->lock);
+	free(cache);
+}
+
+static int64_t now_ms(void)
+{
+	struct timespec ts;
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
+static struct stat_slot *slot_of(struct stat_cache *cache, const struct stat_slot *key)
+{
+	uint32_t ids[] = {key->vm_id, key->snapshot_id, key->disk_id};
+	uint64_t hash = hash_bytes(HASH_START, ids, sizeof ids);
+	return &cache->slots[(hash ^ hash >> 32) % NR_SLOTS];
+}
+
+/* Fills in what is remembered of KEY's ids and stamp. */
+static bool cache_lookup(struct stat_cache *cache, struct stat_slot *key)
+{
+	pthread_mutex_lock(&cache->lock);
+	const struct stat_slot *slot = slot_of(cache, key);
+	bool hit = slot->vm_id == key->vm_id && slot->snapshot_id == key->snapshot_id && slot->disk_id == key->disk_id &&
+		   slot->stamp == key->stamp && (!slot->err || now_ms() - slot->at_ms < FAILED_MS);
+	if (hit)
+		*key = *slot;
+	pthread_mutex_unlock(&cache->lock);
+	return hit;
+}
+
+static void cache_store(struct stat_cache *cache, const struct stat_slot *entry)
+{
+	pthread_mutex_lock(&cache->lock);
+	*slot_of(cache, entry) = *entry;
+	pthread_mutex_unlock(&cache->lock);
+}
+
+/* --- views ------------------------------------------------------------------------------------------------------------------ */
+
+int stat_view(struct view *view, int64_t created, struct disk_stat *ret)
+{
+	struct access access;
+	uint64_t allocated = 0;
+	int err = view_allocated(view, &allocated);
+	if (err)
+		return err;
+	view_access(view, &access);
+	*ret = (struct disk_stat){
+		.virtual_size = view_virtual_size(view),
+		.allocated = allocated,
+		.uid = access.uid,
+		.gid = access.gid,
+		.mode = access.mode,
+		.mtime = created ? (struct timespec){.tv_sec = created} : image_stat(view_layer(view, 0))->st_mtim,
+		.depth = view_depth(view),
+	};
+	return 0;
+}
+
+/* --- heads ------------------------------------------------------------------------------------------------------------------- */
+
+/* Takes away what the files beneath don't grant. That the store's own directory is closed to others doesn't count: its layers
+ * are reached through the mount. */
+static void restrict_by_view(struct store *store, struct access *access, const struct view *view)
+{
+	for (size_t i = 0; i < view_depth(view); i++) {
+		const struct image *image = view_layer(view, i);
+		struct stat st;
+		access_restrict(access, image_stat(image));
+		if (!layer_of_path(store, image_path(image)))
+			access_restrict_parents(access, image_path(image));
+		const char *data = image_data_path(image);
+		if (data && stat(data, &st) == 0) {
+			access_restrict(access, &st);
+			access_restrict_parents(access, data);
+		}
+	}
+}
+
+/* FILE is the head's own file; BENEATH may be NULL. */
+static int stat_over(struct store *store, const struct stat *file, uint64_t virtual_size, struct view *beneath,
+		     struct disk_stat *ret)
+{
+	struct access access = {.uid = file->st_uid, .gid = file->st_gid, .mode = (file->st_mode | 0400) & 0444};
+	uint64_t allocated = 0;
+	int err = beneath ? view_allocated(beneath, &allocated) : 0;
+	if (err)
+		return err;
+	if (beneath)
+		restrict_by_view(store, &access, beneath);
+	allocated += (uint64_t)file->st_blocks * 512;
+	*ret = (struct disk_stat){
+		.virtual_size = virtual_size,
+		.allocated = allocated < virtual_size ? allocated : virtual_size,
+		.uid = file->st_uid,
+		.gid = file->st_gid,
+		.mode = access.mode | ((file->st_mode | 0200) & 0222),
+		.mtime = file->st_mtim,
+		.depth = 1 + (beneath ? view_depth(beneath) : 0),
+	};
+	return 0;
+}
+
+int stat_head(struct store *store, struct open_head *oh, struct disk_stat *ret)
+{
+	pthread_rwlock_rdlock(&oh->swap);
+	int err = oh->lost_err;
+	if (oh->head) {
+		struct stat st;
+		struct view *beneath = head_below(oh->head);
+		head_stat(oh->head, &st);
+		err = stat_over(store, &st, head_virtual_size(oh->head), beneath, ret);
+		view_put(beneath);
+	}
+	pthread_rwlock_unlock(&oh->swap);
+	return err;
+}
+
+/* A managed disk that isn't open. */
+static int stat_closed_head(struct store *store, const struct vm_disk *disk, struct disk_stat *ret, struct reason *why)
+{
+	struct image *image = NULL;
+	struct view *beneath = NULL;
+	int err = image_open(store->images, store->layers_dir, disk->layer, disk->format, &image, why);
+	if (err)
+		return err;
+	err = beneath_open(store, disk, &beneath, why);
+	if (!err)
+		err = stat_over(store, image_stat(image), image_virtual_size(image), beneath, ret);
+	view_put(beneath);
+	image_put(image);
+	return err;
+}
+
+/* --- disks --------------------------------------------------------------------------------------------------------------------- */
+
+static int stat_frozen(struct store *store, const struct vm_snapshot *snapshot, const struct vm_disk *disk, struct disk_stat *ret,
+		       struct reason *why)
+{
+	struct disk_source source = {disk->path, disk->format, disk->snapshot};
+	struct view *view = NULL;
+	int err = view_open(store->images, &source, &view, why);
+	if (!err)
+		err = stat_view(view, snapshot ? snapshot->created : 0, ret);
+	view_put(view);
+	return err;
+}
+
+/* The top file of the disk: its stamp, and what is known when all else fails. */
+static int stat_top(struct store *store, const struct vm_disk *disk, const struct vm_snapshot *snapshot, struct stat_slot *key,
+		    struct reason *why)
+{
+	auto_free char *real = NULL;
+	struct stat st;
+	int err = trust_resolve(store->trust, NULL, disk->path, &real, why);
+	if (err)
+		return err;
+	if (lstat(real, &st) < 0)
+		return reason_set(why, -errno, "%s: %s", real, strerror(errno));
+	key->stamp = hash_text(stamp_make(&st), disk->path);
+	key->stat.uid = st.st_uid;
+	key->stat.gid = st.st_gid;
+	key->stat.mode = st.st_mode & (disk->layer ? 0666 : 0444);
+	key->stat.mtime = snapshot && snapshot->created ? (struct timespec){.tv_sec = snapshot->created} : st.st_mtim;
+	return 0;
+}
+
+/* The open head of a managed disk, with a user more; NULL: it isn't open. */
+static struct open_head *borrow_head(struct store *store, const struct vm *vm, const struct vm_disk *disk)
+{
+	struct entry *entry = table_entry(store, vm->id);
+	pthread_mutex_lock(&entry->change);
+	struct open_head *oh = head_lookup(store, disk);
+	if (oh)
+		oh->nr_users++;
+	pthread_mutex_unlock(&entry->change);
+	return oh;
+}
+
+static int stat_disk(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, const struct vm_disk *disk,
+		     struct stat_slot *key, struct reason *why)
+{
+	if (disk->error) {
+		key->stat.mode = 0444;
+		if (disk->path && (disk->layer || *disk->path == '/'))
+			stat_top(store, disk, snapshot, key, NULL);
+		return reason_set(why, disk->error, "%s", disk->error_text ? disk->error_text : strerror(-disk->error));
+	}
+	struct open_head *oh = disk->layer ? borrow_head(store, vm, disk) : NULL;
+	if (oh) {
+		int err = stat_head(store, oh, &key->stat);
+		int close_err = head_put(store, oh);
+		return err ? err : close_err;
+	}
+	key->stat.mode = 0444;
+	int err = stat_top(store, disk, snapshot, key, why);
+	if (err || cache_lookup(store->stats, key))
+		return err ? err : reason_set(why, key->err, "%s", key->err ? strerror(-key->err) : "");
+	struct disk_stat made;
+	err = disk->layer ? stat_closed_head(store, disk, &made, why) : stat_frozen(store, snapshot, disk, &made, why);
+	if (!err)
+		key->stat = made;
+	key->err = err;
+	key->at_ms = now_ms();
+	cache_store(store->stats, key);
+	return err;
+}
+
+int disk_stat(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, const struct vm_disk *disk,
+	      struct disk_stat *ret, struct reason *why)
+{
+	struct stat_slot key = {.vm_id = vm->id, .snapshot_id = snapshot ? snapshot->id : 0, .disk_id = disk->id};
+	if (why)
+		why->text[0] = '\0';
+	int err = stat_disk(store, vm, snapshot, disk, &key, why);
+	*ret = key.stat;
+	return err;
+}
+
+static void add_layers(struct strbuf *b, const struct view *view)
+{
+	for (size_t i = 0; view && i < view_depth(view); i++)
+		strbuf_addf(b, "%s\n", image_path(view_layer(view, i)));
+}
+
+int disk_chain(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, const struct vm_disk *disk,
+	       char **ret, struct reason *why)
+{
+	(void)vm;
+	(void)snapshot;
+	if (disk->error)
+		return reason_set(why, disk->error, "%s", disk->error_text ? disk->error_text : strerror(-disk->error));
+	struct strbuf b = {0};
+	struct view *view = NULL;
+	int err;
+	if (disk->layer) {
+		strbuf_addf(&b, "%s\n", disk->path);
+		err = beneath_open(store, disk, &view, why);
+	} else {
+		struct disk_source source = {disk->path, disk->format, disk->snapshot};
+		err = view_open(store->images, &source, &view, why);
+	}
+	add_layers(&b, view);
+	view_put(view);
+	if (!err)
+		return strbuf_take(&b, ret, NULL);
+	strbuf_done(&b);
+	return err;
+}

@@ -1,0 +1,297 @@
+#include "store/store.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/file.h"
+#include "base/mem.h"
+#include "store/found.h"
+#include "store/heads.h"
+#include "store/jobs.h"
+#include "store/managed.h"
+#include "store/stat.h"
+#include "store/store_internal.h"
+
+#define STORE_NAME ".vmsnapfs"
+
+void store_event(struct store *store, const char *vm_name, const char *fmt, ...)
+{
+	char text[2048];
+	va_list ap;
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof text, fmt, ap);
+	va_end(ap);
+	if (store->log.event)
+		store->log.event(store->log.ctx, vm_name, text);
+}
+
+/* --- the store directory ---------------------------------------------------------------------------------------------------- */
+
+static int open_subdir(struct store *store, const char *name, bool make, int *ret_fd)
+{
+	if (make && mkdirat(store->store_fd, name, 0700) < 0 && errno != EEXIST)
+		return -errno;
+	int fd = openat(store->store_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	*ret_fd = fd;
+	return 0;
+}
+
+/* Makes what is missing. -EROFS, -EACCES, -EPERM: it can't be written. */
+static int open_dirs(struct store *store, bool make)
+{
+	if (make && mkdir(store->store_dir, 0700) < 0 && errno != EEXIST)
+		return -errno;
+	auto_free char *real = realpath(store->store_dir, NULL);
+	if (!real)
+		return -errno;
+	free(store->store_dir);
+	store->store_dir = take_ptr(real);
+	store->store_fd = open(store->store_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (store->store_fd < 0)
+		return -errno;
+	int err = open_subdir(store, "layers", make, &store->layers_fd);
+	if (!err)
+		err = open_subdir(store, "vms", make, &store->vms_fd);
+	if (!err && make && (faccessat(store->layers_fd, ".", W_OK, AT_EACCESS) < 0 || faccessat(store->vms_fd, ".", W_OK, AT_EACCESS) < 0))
+		err = -errno;
+	if (!err && asprintf(&store->layers_dir, "%s/layers", store->store_dir) < 0)
+		err = -ENOMEM;
+	return err;
+}
+
+static void close_dirs(struct store *store)
+{
+	int *fds[] = {&store->lock_fd, &store->layers_fd, &store->vms_fd, &store->store_fd};
+	for (size_t i = 0; i < sizeof fds / sizeof *fds; i++)
+		if (*fds[i] >= 0)
+			close(take_fd(fds[i]));
+	free(take_ptr(store->layers_dir));
+}
+
+static int write_pid(struct store *store)
+{
+	char text[32];
+	int len = snprintf(text, sizeof text, "%ld\n", (long)getpid());
+	if (ftruncate(store->lock_fd, 0) < 0)
+		return -errno;
+	return file_write(store->lock_fd, text, (size_t)len, 0);
+}
+
+/* flock(2): the lock goes with the open file description, through the fork that makes the daemon, and away with it. */
+static int take_lock(struct store *store, struct reason *why)
+{
+	store->lock_fd = openat(store->store_fd, "lock", O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+	if (store->lock_fd < 0)
+		return -errno;
+	if (flock(store->lock_fd, LOCK_EX | LOCK_NB) == 0)
+		return write_pid(store);
+	if (errno != EWOULDBLOCK)
+		return reason_set(why, -errno, "%s/lock: %s", store->store_dir, strerror(errno));
+	char pid[16] = "";
+	ssize_t n = file_read(store->lock_fd, pid, sizeof pid - 1, 0);
+	pid[n > 0 ? strcspn(pid, "\n") : 0] = '\0';
+	return reason_set(why, -EBUSY, "the store %s is in use by another vmsnapfs (process %s); unmount that first, or name another store with -o store=DIR",
+			  store->store_dir, pid);
+}
+
+static bool means_read_only(int err)
+{
+	return err == -EROFS || err == -EACCES || err == -EPERM;
+}
+
+/* Opens the store for writing, else for reading, else goes without. */
+static int open_store_dir(struct store *store, struct reason *why)
+{
+	int err = open_dirs(store, true);
+	if (!err)
+		err = take_lock(store, why);
+	if (!err) {
+		store->writable = true;
+		return 0;
+	}
+	close_dirs(store);
+	if (!means_read_only(err))
+		return err == -EBUSY ? err : reason_set(why, err, "store %s: %s", store->store_dir, strerror(-err));
+	store_event(store, NULL, "the store %s can't be written (%s): the mount is read-only; name another one with -o store=DIR",
+		    store->store_dir, strerror(-err));
+	err = open_dirs(store, false);
+	if (err)
+		close_dirs(store);
+	return 0;
+}
+
+/* --- opening -------------------------------------------------------------------------------------------------------------------- */
+
+static int copy_config(struct store *store, const struct store_config *config)
+{
+	store->log = config->log;
+	store->allow_devices = config->allow_devices;
+	if (text_set(&store->source_dir, config->source_dir) || text_set(&store->snapshots_dir, config->snapshots_dir) ||
+	    text_set(&store->mountpoint, config->mountpoint))
+		return -ENOMEM;
+	if (config->read_only)
+		return 0;
+	if (config->store_dir)
+		return text_set(&store->store_dir, config->store_dir);
+	const char *slash = strcmp(config->source_dir, "/") == 0 ? "" : "/";
+	return asprintf(&store->store_dir, "%s%s" STORE_NAME, config->source_dir, slash) < 0 ? -ENOMEM : 0;
+}
+
+/* Names are followed below these. The store is opened before: it is one of them. */
+static int set_up_trust(struct store *store, const struct store_config *config, struct reason *why)
+{
+	int err = trust_new(&store->trust);
+	if (!err)
+		err = trust_add(store->trust, store->source_dir, why);
+	if (!err && store->store_fd >= 0)
+		err = trust_add(store->trust, store->store_dir, why);
+	if (!err && store->snapshots_dir)
+		err = trust_add(store->trust, store->snapshots_dir, why);
+	for (size_t i = 0; !err && i < config->nr_trust_dirs; i++)
+		err = trust_add(store->trust, config->trust_dirs[i], why);
+	if (!err && store->mountpoint)
+		err = trust_forbid(store->trust, store->mountpoint);
+	if (!err)
+		trust_allow_devices(store->trust, store->allow_devices);
+	return err;
+}
+
+static int make_parts(struct store *store)
+{
+	int err = image_cache_new(store->trust, &store->images);
+	if (!err)
+		err = found_new(&store->found);
+	if (!err)
+		err = jobs_new(&store->jobs);
+	return err ? err : stat_cache_new(&store->stats);
+}
+
+/* Managed VMs, and the rest of what was interrupted. Nothing is cleared away where anything couldn't be read. */
+static int load_managed(struct store *store, struct reason *why)
+{
+	size_t nr_bad = 0;
+	if (store->vms_fd < 0)
+		return 0;
+	int err = managed_load_all(store, &nr_bad);
+	if (err)
+		return reason_set(why, err, "%s/vms: %s", store->store_dir, strerror(-err));
+	if (!store->writable)
+		return 0;
+	err = layers_load(store);
+	store->layers.unknown = err || nr_bad;
+	if (store->layers.unknown) {
+		store_event(store, NULL, "the store %s isn't tidied up: %s", store->store_dir,
+			    err ? "a layer of a VM can't be read" : "the description of a VM can't be read");
+		return 0;
+	}
+	managed_clear_leftovers(store);
+	layers_clear_leftovers(store);
+	return 0;
+}
+
+static struct store *store_new(void)
+{
+	struct store *store = calloc(1, sizeof *store);
+	if (!store)
+		return NULL;
+	store->store_fd = store->layers_fd = store->vms_fd = store->lock_fd = -1;
+	pthread_mutex_init(&store->lock, NULL);
+	return store;
+}
+
+int store_open(const struct store_config *config, struct store **ret, struct reason *why)
+{
+	struct store *store = store_new();
+	int err = store ? copy_config(store, config) : -ENOMEM;
+	if (!err && store->store_dir)
+		err = open_store_dir(store, why);
+	if (!err)
+		err = set_up_trust(store, config, why);
+	if (!err)
+		err = make_parts(store);
+	if (!err)
+		err = load_managed(store, why);
+	if (err) {
+		store_close(store);
+		return err;
+	}
+	found_refresh(store, true);
+	*ret = store;
+	return 0;
+}
+
+int store_start(struct store *store)
+{
+	if (!store->writable)
+		return 0;
+	int err = write_pid(store); /* the daemon's, now that it has forked */
+	if (!err)
+		err = jobs_add_all(store);
+	return err ? err : jobs_start(store);
+}
+
+void store_close(struct store *store)
+{
+	if (!store)
+		return;
+	jobs_free(store->jobs);
+	found_free(store->found);
+	stat_cache_free(store->stats);
+	table_done(store);
+	layers_done(&store->layers);
+	image_cache_free(store->images);
+	trust_free(store->trust);
+	close_dirs(store);
+	pthread_mutex_destroy(&store->lock);
+	free(store->source_dir);
+	free(store->store_dir);
+	free(store->snapshots_dir);
+	free(store->mountpoint);
+	free(store);
+}
+
+/* --- looking -------------------------------------------------------------------------------------------------------------------- */
+
+bool store_is_writable(const struct store *store)
+{
+	return store->writable;
+}
+
+int store_statvfs(struct store *store, struct statvfs *ret)
+{
+	int err = store->store_fd >= 0 ? fstatvfs(store->store_fd, ret) : statvfs(store->source_dir, ret);
+	return err < 0 ? -errno : 0;
+}
+
+struct image_cache *store_images(struct store *store)
+{
+	return store->images;
+}
+
+struct vm *store_find(struct store *store, enum vm_place place, const char *name)
+{
+	found_refresh(store, false);
+	return table_find(store, place, name);
+}
+
+struct vm *store_get(struct store *store, uint32_t vm_id)
+{
+	found_refresh(store, false);
+	struct entry *entry = table_entry(store, vm_id);
+	return entry ? table_current(store, entry) : NULL;
+}
+
+int store_list(struct store *store, enum vm_place place, struct vm ***ret, size_t *ret_nr)
+{
+	found_refresh(store, false);
+	return table_list(store, place, ret, ret_nr);
+}

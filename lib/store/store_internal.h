@@ -1,0 +1,107 @@
+/* The inside of the store, for the files of lib/store alone: what its parts share. Each part's own state is in its own header.
+ *
+ * Locks, outermost first. None but `lock` and those inside the parts is taken twice by one thread.
+ *   found->refresh     one reading of SOURCE at a time; tried, never waited for
+ *   entry->change      one change to a managed VM at a time; two of them in order of VM id
+ *   open_head->swap    shared by each read and write; exclusively while the head's file changes; several in order of disk
+ *   jobs->lock         the list of jobs
+ *   store->lock        the tables: VMs, names, open heads, layers. Not held across I/O
+ *   stats->lock        the cache of disk_stat()
+ */
+#ifndef STORE_STORE_INTERNAL_H
+#define STORE_STORE_INTERNAL_H
+
+#include <pthread.h>
+
+#include "store/intern.h"
+#include "store/layers.h"
+#include "store/store.h"
+#include "store/vm_make.h"
+
+struct found;
+struct jobs;
+struct stat_cache;
+struct open_head;
+
+/* A VM through all its descriptions. Never freed while the store is open: its id is never used again. */
+struct entry {
+	uint32_t id;
+	char *key;		/* SOURCE path of its XML or image; UUID of a managed VM */
+	pthread_mutex_t change;
+
+	/* protected by store->lock */
+	struct vm *vm; /* NULL: gone */
+	struct intern snapshot_names, disk_names;
+	uint32_t next_reuse; /* of disk_names, when all its numbers are taken */
+	uint64_t last_look;  /* found VMs: the look at SOURCE that saw it last */
+};
+
+/* The VMs of a place in order of name; borrowed from the entries. */
+struct vm_index {
+	struct vm **vms;
+	size_t nr_vms, cap_vms;
+};
+
+struct store {
+	char *source_dir, *store_dir, *snapshots_dir, *mountpoint; /* the last two may be NULL, store_dir too: none */
+	char *layers_dir;
+	bool writable;
+	bool allow_devices;
+	struct log_sink log;
+	struct trust *trust;
+	struct image_cache *images;
+	int store_fd, layers_fd, vms_fd, lock_fd; /* -1: none */
+	struct found *found;
+	struct jobs *jobs;
+	struct stat_cache *stats;
+
+	pthread_mutex_t lock;
+	/* protected by lock */
+	struct intern keys; /* the number is the VM's id */
+	struct entry **entries; /* entries[id - 1] */
+	size_t nr_entries, cap_entries;
+	struct vm_index index[2]; /* by enum vm_place */
+	bool index_stale;
+	struct reservation *reservations;
+	struct open_head *heads;
+	struct layers layers;
+};
+
+/* Puts a line into the log. */
+void store_event(struct store *store, const char *vm_name, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+
+/* --- table.c: entries, names, descriptions ------------------------------------------------------------------------ */
+
+/* The entry of KEY, made where there is none; NULL: memory or numbers are out. */
+struct entry *table_intern(struct store *store, const char *key);
+struct entry *table_entry(struct store *store, uint32_t vm_id); /* NULL: there was never one */
+
+/* A reference to the entry's description; NULL: the VM is gone. */
+struct vm *table_current(struct store *store, struct entry *entry);
+
+/* Makes VM the entry's description: gives it and its parts their ids. Takes the reference over on success alone. */
+int table_publish(struct store *store, struct entry *entry, struct vm *vm);
+int table_publish_locked(struct store *store, struct entry *entry, struct vm *vm);
+
+/* The VM is gone. Names and numbers of a found one are remembered: it may come back. */
+void table_withdraw(struct store *store, struct entry *entry);
+void table_withdraw_locked(struct store *store, struct entry *entry);
+
+struct vm *table_find(struct store *store, enum vm_place place, const char *name);
+int table_list(struct store *store, enum vm_place place, struct vm ***ret, size_t *ret_nr);
+
+/* A name that an operation under way is going to use. */
+struct reservation {
+	struct reservation *next;
+	enum vm_place place;
+	const char *name;
+};
+
+/* -EEXIST: a VM of PLACE, or another reservation, has NAME. R lies on the caller's stack until it is released. */
+int table_reserve(struct store *store, struct reservation *r, enum vm_place place, const char *name);
+void table_release(struct store *store, struct reservation *r);
+bool table_is_reserved_locked(struct store *store, enum vm_place place, const char *name);
+
+void table_done(struct store *store);
+
+#endif

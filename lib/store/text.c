@@ -1,0 +1,228 @@
+#include "store/text.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/file.h"
+#include "base/mem.h"
+#include "base/strbuf.h"
+#include "meta/domsnapshot.h"
+#include "store/heads.h"
+#include "store/jobs.h"
+#include "store/store_internal.h"
+
+/* --- configurations ------------------------------------------------------------------------------------------------------ */
+
+static int load_file(struct store *store, const char *path, char **ret, size_t *ret_len, struct reason *why)
+{
+	auto_close int fd = trust_open(store->trust, NULL, path, O_RDONLY, NULL, why);
+	int err = fd < 0 ? fd : file_load(fd, XML_TEXT_MAX, ret, ret_len);
+	return err && fd >= 0 ? reason_set(why, err, "%s: %s", path, strerror(-err)) : err;
+}
+
+static int finish_text(int err, char **ret, size_t *ret_len)
+{
+	if (!err)
+		*ret_len = strlen(*ret);
+	return err;
+}
+
+/* The <domain> in a snapshot's metadata; -ENOENT: it has none. */
+static int snapshot_config(struct store *store, const struct vm_snapshot *snapshot, char **ret, size_t *ret_len,
+			   struct reason *why)
+{
+	auto_free char *text = NULL;
+	size_t len = 0;
+	int err = load_file(store, snapshot->metadata_path, &text, &len, why);
+	if (err == -ENOENT)
+		return reason_set(why, -EIO, "%s has gone", snapshot->metadata_path);
+	if (!err)
+		err = domsnapshot_domain_text(text, len, ret, why);
+	return finish_text(err, ret, ret_len);
+}
+
+int text_config(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, char **ret, size_t *ret_len,
+		struct reason *why)
+{
+	if (snapshot && snapshot->metadata_path) {
+		int err = snapshot_config(store, snapshot, ret, ret_len, why);
+		if (err != -ENOENT)
+			return err;
+	}
+	switch (vm->kind) {
+	case VM_FOUND_LIBVIRT: return load_file(store, vm->xml_path, ret, ret_len, why);
+	case VM_FOUND_BARE: return finish_text(domain_minimal(vm->name, vm->uuid, ret), ret, ret_len);
+	case VM_MANAGED: *ret = strdup(vm->config); return finish_text(*ret ? 0 : -ENOMEM, ret, ret_len);
+	}
+	return -EINVAL;
+}
+
+/* The format that the domain XML must declare, where the image's name didn't. */
+static enum image_format format_of(struct store *store, const struct vm_disk *disk)
+{
+	struct image *image = NULL;
+	if (disk->format != IMAGE_PROBE || image_open(store->images, NULL, disk->path, IMAGE_PROBE, &image, NULL))
+		return disk->format == IMAGE_PROBE ? IMAGE_RAW : disk->format;
+	enum image_format format = image_format(image);
+	image_put(image);
+	return format;
+}
+
+/* How the domain XML names a disk: a pending one by its file in the mount, which is the only place where it is whole. */
+static int disk_file(struct store *store, const struct vm *vm, const struct vm_disk *disk, const char *mount_dir, struct domain_disk_file *file,
+		     char **ret_path)
+{
+	bool in_mount = disk->pending_path && mount_dir;
+	int n = in_mount ? asprintf(ret_path, "%s/%s/%s/disks/%s", mount_dir, vm->place == PLACE_VMS ? "vms" : "clones", vm->name,
+				    disk->file_name)
+			 : asprintf(ret_path, "%s", disk->path);
+	if (n < 0)
+		return -ENOMEM;
+	*file = (struct domain_disk_file){
+		.target = disk->target,
+		.path = *ret_path,
+		.format = image_format_name(in_mount ? IMAGE_RAW : format_of(store, disk)),
+	};
+	return 0;
+}
+
+/* TEXT with the disks that the store knows of. */
+static int with_disks(struct store *store, const struct vm *vm, const struct vm_disk *disks, size_t nr_disks, const char *mount_dir, const char *text,
+		      size_t len, char **ret, size_t *ret_len, struct reason *why)
+{
+	struct domain_disk_file *files = mem_new_array(nr_disks, sizeof *files);
+	char **paths = mem_new_array(nr_disks, sizeof *paths);
+	size_t nr = 0;
+	int err = files && paths ? 0 : -ENOMEM;
+	for (size_t i = 0; !err && i < nr_disks; i++) {
+		if (!disks[i].target || !disks[i].path)
+			continue;
+		err = disk_file(store, vm, &disks[i], mount_dir, &files[nr], &paths[nr]);
+		nr++;
+	}
+	if (!err)
+		err = domain_render(text, len, vm->name, vm->uuid, files, nr, ret, why);
+	for (size_t i = 0; paths && i < nr; i++)
+		free(paths[i]);
+	free(paths);
+	free(files);
+	return finish_text(err, ret, ret_len);
+}
+
+int store_domain_xml(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, const char *mount_dir,
+		     char **ret, size_t *ret_len, struct reason *why)
+{
+	auto_free char *text = NULL;
+	size_t len = 0;
+	int err = text_config(store, vm, snapshot, &text, &len, why);
+	if (err)
+		return err;
+	if (vm->kind == VM_FOUND_LIBVIRT) {
+		*ret = take_ptr(text);
+		*ret_len = len;
+		return 0;
+	}
+	const struct vm_disk *disks = snapshot ? snapshot->disks : vm->disks;
+	size_t nr_disks = snapshot ? snapshot->nr_disks : vm->nr_disks;
+	return with_disks(store, vm, disks, nr_disks, mount_dir, text, len, ret, ret_len, why);
+}
+
+static int render_snapshot(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, char **ret,
+			   struct reason *why)
+{
+	auto_free char *domain = NULL;
+	size_t len = 0;
+	int err = store_domain_xml(store, vm, snapshot, NULL, &domain, &len, why);
+	if (err)
+		return err;
+	struct domsnapshot_disk *disks = mem_new_array(snapshot->nr_disks, sizeof *disks);
+	if (!disks)
+		return -ENOMEM;
+	for (size_t i = 0; i < snapshot->nr_disks; i++) {
+		disks[i].name = snapshot->disks[i].target; /* borrowed */
+		disks[i].location = snapshot->disks[i].snapshot ? DOMSNAPSHOT_INTERNAL : DOMSNAPSHOT_EXTERNAL;
+	}
+	struct domsnapshot_spec spec = {
+		.name = snapshot->name,
+		.description = snapshot->description,
+		.state = snapshot->state ? snapshot->state : "shutoff",
+		.parent = snapshot->parent,
+		.created = snapshot->created,
+		.has_memory = snapshot->memory_disk >= 0,
+		.disks = disks,
+		.nr_disks = snapshot->nr_disks,
+		.domain_text = domain,
+	};
+	err = domsnapshot_render(&spec, ret);
+	free(disks);
+	return err;
+}
+
+int store_snapshot_xml(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, char **ret,
+		       size_t *ret_len, struct reason *why)
+{
+	auto_free char *text = NULL;
+	size_t len = 0;
+	if (!snapshot->metadata_path)
+		return finish_text(render_snapshot(store, vm, snapshot, ret, why), ret, ret_len);
+	int err = load_file(store, snapshot->metadata_path, &text, &len, why);
+	if (!err)
+		err = domsnapshot_public_text(text, len, ret, why);
+	return finish_text(err, ret, ret_len);
+}
+
+/* --- status ------------------------------------------------------------------------------------------------------------------ */
+
+static const char *kind_text(const struct vm *vm)
+{
+	switch (vm->kind) {
+	case VM_FOUND_LIBVIRT: return "found (libvirt)";
+	case VM_FOUND_BARE: return "found (disk image)";
+	case VM_MANAGED: return "managed";
+	}
+	return "?";
+}
+
+static void add_disk_status(struct store *store, struct strbuf *b, const struct vm *vm, const struct vm_disk *disk, uint64_t *used)
+{
+	struct disk_stat st;
+	struct reason why = {0};
+	int err = disk_stat(store, vm, NULL, disk, &st, &why);
+	strbuf_addf(b, "disk %s: ", disk->file_name);
+	if (err) {
+		strbuf_addf(b, "can't be read: %s\n", *why.text ? why.text : strerror(-err));
+		return;
+	}
+	*used += st.allocated;
+	strbuf_addf(b, "%" PRIu64 " bytes, %" PRIu64 " allocated, chain of %zu, %s\n", st.virtual_size, st.allocated, st.depth,
+		    disk->path);
+	if (disk->pending_path)
+		strbuf_addf(b, "disk %s: its data is still in %s, snapshot %s: use it through the mount until the job has copied it\n",
+			    disk->file_name, disk->pending_path, disk->pending_snapshot);
+}
+
+int store_status_text(struct store *store, const struct vm *vm, char **ret, size_t *ret_len)
+{
+	struct strbuf b = {0};
+	uint64_t used = 0;
+	strbuf_addf(&b, "kind: %s\n", kind_text(vm));
+	strbuf_addf(&b, "uuid: %s\n", vm->uuid);
+	if (vm->kind == VM_MANAGED)
+		strbuf_addf(&b, "state: %s\n", heads_in_use(store, table_entry(store, vm->id)) ? "in use" : "not in use");
+	if (vm->origin)
+		strbuf_addf(&b, "origin: %s\n", vm->origin);
+	strbuf_addf(&b, "snapshots: %zu\n", vm->nr_snapshots);
+	strbuf_addf(&b, "current: %s\n", vm->current >= 0 ? vm->snapshots[vm->current].name : "none");
+	for (size_t i = 0; i < vm->nr_disks; i++)
+		add_disk_status(store, &b, vm, &vm->disks[i], &used);
+	strbuf_addf(&b, "space: %" PRIu64 " bytes allocated\n", used);
+	auto_free char *jobs = NULL;
+	if (jobs_status(store, vm->id, &jobs) == 0)
+		strbuf_addf(&b, "%s", *jobs ? jobs : "job: none\n");
+	return strbuf_take(&b, ret, ret_len);
+}

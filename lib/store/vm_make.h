@@ -1,0 +1,33 @@
+/* Making struct vm: for those parts of the store that describe VMs. What is made here is changed only until it is published. */
+#ifndef STORE_VM_MAKE_H
+#define STORE_VM_MAKE_H
+
+#include "store/vm.h"
+
+/* An empty description with one reference; NULL when memory is out. */
+struct vm *vm_new(enum vm_kind kind, enum vm_place place);
+
+/* A deep copy with one reference. */
+struct vm *vm_copy(const struct vm *vm);
+
+/* Adds an element of zeros (NULL when memory is out); pointers to earlier ones are void afterwards. */
+struct vm_disk *vm_disk_add(struct vm_disk **disks, size_t *nr_disks);
+struct vm_snapshot *vm_snapshot_add(struct vm *vm);
+
+/* Takes disk I out of the description. */
+void vm_disk_drop(struct vm *vm, size_t i);
+void vm_disk_done(struct vm_disk *disk);
+
+/* Copies into TO, all zeros before; the caller releases it with vm_disk_done(), also on failure. */
+int vm_disk_copy(struct vm_disk *to, const struct vm_disk *from);
+
+/* Forgets where the data was to come from. */
+void vm_disk_clear_pending(struct vm_disk *disk);
+
+/* Marks the disk as one that can't be served. */
+void vm_disk_set_error(struct vm_disk *disk, int err, const char *text);
+
+/* Copies TEXT (NULL stays NULL) over *FIELD, freeing what was there. -ENOMEM. */
+int text_set(char **field, const char *text);
+
+#endif
