@@ -266,7 +266,7 @@ static int read_libvirt(struct look *look, const struct source_file *file, struc
 	if (err) {
 		found_vm_done(ret);
 		if (err != -ENOMEM)
-			store_event(look->store, NULL, "%s isn't shown: %s", file->path, *why.text ? why.text : strerror(-err));
+			store_event(look->store, NULL, "a VM isn't shown: %s", *why.text ? why.text : strerror(-err));
 	}
 	return err;
 }
