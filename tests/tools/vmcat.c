@@ -1,7 +1,7 @@
 /* The library without a mount: lists virtual machines, prints disks.
  *
  *   vmcat DIR                      every VM, its snapshots and disks
- *   vmcat DIR VM[@SNAPSHOT] DISK   the disk's bytes, to stdout */
+ *   vmcat DIR VM[@SNAPSHOT] DISK   the bytes of a disk (vda), to stdout */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -56,9 +56,10 @@ static int list(struct store *store)
 	return err ? fail("listing", err, &why) : 0;
 }
 
-static int print_disk(struct store *store, char *name, const char *disk_name)
+static int print_disk(struct store *store, char *name, const char *target)
 {
-	static char buf[65536];
+	static char buf[65536], disk_name[256];
+	snprintf(disk_name, sizeof disk_name, "%s.img", target);
 	struct reason why = {{0}};
 	struct disk_file *file = NULL;
 	char *snapshot_name = name, *vm_name = strsep(&snapshot_name, "@");
