@@ -246,6 +246,8 @@ static int open_beneath(const struct trust_root *root, const char *real, int ope
 {
 	const char *below = real + strlen(root->real);
 	below += strspn(below, "/");
+	if (!*below)
+		below = "."; /* the directory itself */
 	struct open_how how = {
 		/* openat2 refuses what has no meaning together with O_PATH. */
 		.flags = (uint64_t)(open_flags | O_CLOEXEC | (open_flags & O_PATH ? 0 : O_NONBLOCK | O_NOCTTY)),
