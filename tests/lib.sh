@@ -156,8 +156,13 @@ absolute() {
 	case $1 in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac
 }
 
-mount_or_dead() {
-	is_mounted "$1" || gone "$2"
+# A daemon answers behind the mount.
+is_alive() { # MNT
+	is_mounted "$1" && ! stat "$1" 2>&1 | grep -q "not connected"
+}
+
+alive_or_gone() { # MNT PID
+	is_alive "$1" || gone "$2"
 }
 
 # mount_at SOURCE MNT [OPTION...]: starts the daemon in the foreground, waits for the mount. Its messages go to MNT.log,
@@ -166,13 +171,13 @@ mount_at() {
 	local source=$1 mnt
 	mnt=$(absolute "$2")
 	shift 2
-	[ -d "$mnt" ] || mkdir -p "$mnt"
+	mkdir -p "$mnt" 2>/dev/null || true # it may be a dead mount
 	# shellcheck disable=SC2086
 	${RUN_AS:-} "$VMSNAPFS" -f "$@" "$source" "$mnt" >>"$mnt.log" 2>&1 &
 	daemon=$!
 	daemons[$mnt]=$daemon
-	wait_until 30 mount_or_dead "$mnt" "$daemon" || fail "$mnt isn't mounted after 30 s"
-	is_mounted "$mnt" || fail "the daemon ended instead of mounting: $(cat "$mnt.log")"
+	wait_until 30 alive_or_gone "$mnt" "$daemon" || fail "$mnt isn't mounted after 30 s"
+	is_alive "$mnt" || fail "the daemon ended instead of mounting: $(cat "$mnt.log")"
 }
 
 # Unmounts and waits until the daemon has put everything on disk and ended, which it must do with status 0.

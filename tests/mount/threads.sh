@@ -47,7 +47,7 @@ look_around() {
 }
 
 write_disk() { # DISK SEED
-	"$FSX" -s "$2" -n $((rounds * 60)) -m "$1.model" "$clones/written/disks/$1.img" >/dev/null
+	"$FSX" -s "$2" -n $((rounds * 60)) -b 512 -m "$1.model" "$clones/written/disks/$1.img" || fail "fsx on $1"
 }
 
 read_snapshots &

@@ -30,9 +30,9 @@ fio_on $clones/direct/disks/vdb.img --io_size=4M --bs=512 --ioengine=psync --fsy
 
 say "fsx: reads, writes, truncates, holes against a model"
 for i in 0 1 2; do "$FSX" -s $((SEED + i)) -n 1500 -r -m "fsx-vda.$i" $clones/fsx/disks/vda.img; done
-"$FSX" -s "$SEED" -n 3000 -l 12000000 -m grown-vda.model $clones/grown/disks/vda.img
-"$FSX" -s "$SEED" -n 1500 -m copied-vda.model $clones/copied/disks/vda.img
-"$FSX" -s $((SEED + 1)) -n 1500 -m copied-vdb.model $clones/copied/disks/vdb.img
+"$FSX" -s "$SEED" -n 3000 -l 12000256 -b 512 -m grown-vda.model $clones/grown/disks/vda.img
+"$FSX" -s "$SEED" -n 1500 -b 512 -m copied-vda.model $clones/copied/disks/vda.img
+"$FSX" -s $((SEED + 1)) -n 1500 -b 512 -m copied-vdb.model $clones/copied/disks/vdb.img
 cp fsx-vda.2 fsx-vda.model
 
 say "two disks and the snapshot beneath at once"
@@ -102,7 +102,7 @@ for m in "${models[@]}" fio-vda; do
 	same "$clones/${m%-*}/disks/${m#*-}.img" "$m.model"
 	equal "$(stat -c %s "$m.model")" "$(stat -c %s "$clones/${m%-*}/disks/${m#*-}.img")" "size of $m"
 done
-"$FSX" -s $((SEED + 9)) -n 500 -m fsx-vda.model $clones/fsx/disks/vda.img
+"$FSX" -s $((SEED + 9)) -n 500 -b 512 -m fsx-vda.model $clones/fsx/disks/vda.img
 layer=${layers[fsx-vda]}
 unmount mnt
 check_image "$layer"

@@ -70,8 +70,15 @@ static int write_one(int fd, const struct record *r)
 
 	for (uint32_t i = 0; i < r->nr_sectors; i++)
 		fill_sector(buf + i * SECTOR, r->sector + i, r->seq);
-	size_t len = r->nr_sectors * SECTOR;
-	return pwrite(fd, buf, len, (off_t)r->sector * SECTOR) == (ssize_t)len ? 0 : -1;
+	/* A write that the daemon's end cuts short says how far it got; the next one says why. */
+	for (size_t len = r->nr_sectors * SECTOR, done = 0; done < len;) {
+		ssize_t n = pwrite(fd, buf + done, len - done, (off_t)r->sector * SECTOR + (off_t)done);
+
+		if (n < 0)
+			return -1;
+		done += (size_t)n;
+	}
+	return 0;
 }
 
 /* Ends when the daemon does: the errors of a dead mount are success here. */

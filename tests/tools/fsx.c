@@ -1,6 +1,6 @@
 /* Random file operations, checked against a model in memory: after fsx, the file system exerciser.
  *
- * fsx [-s SEED] [-n OPERATIONS] [-l MAX-SIZE] [-m MODEL-OUT] [-r] FILE
+ * fsx [-s SEED] [-n OPERATIONS] [-l MAX-SIZE] [-m MODEL-OUT] [-b UNIT] [-r] FILE
  *
  * FILE must exist; what it holds at the start goes into the model. Reads, writes, truncates up and down, punched holes,
  * zeroed ranges, mmap reads, fsync, reopening, and SEEK_DATA/SEEK_HOLE, whose holes must hold zeros. -r: no change of
@@ -24,7 +24,7 @@ struct fsx {
 	const char *path;
 	int fd;
 	unsigned char *model;
-	uint64_t model_size, max_size;
+	uint64_t model_size, max_size, size_unit;
 	unsigned char *buf;
 	bool fixed_size;
 	char history[HISTORY][80];
@@ -118,6 +118,10 @@ static void op_write(struct fsx *f)
 	uint64_t off, len, limit = f->fixed_size ? f->model_size : f->max_size;
 
 	choose_range(limit, limit, &off, &len);
+	if (off + len > f->model_size)
+		len = (off + len + f->size_unit - 1) / f->size_unit * f->size_unit - off;
+	if (off + len > limit)
+		len = limit - off;
 	note(f, "write", off, len);
 	int kind = (int)(random() % 4);
 	for (uint64_t i = 0; i < len; i++)
@@ -136,6 +140,7 @@ static void op_truncate(struct fsx *f)
 
 	if (f->fixed_size)
 		return;
+	size = size / f->size_unit * f->size_unit;
 	if (random() % 2)
 		size = size / 512 * 512;
 	note(f, "truncate", size, 0);
@@ -280,40 +285,42 @@ static void load(struct fsx *f)
 	struct stat st;
 
 	f->fd = open(f->path, O_RDWR | O_CLOEXEC);
-	if (f->fd < 0 || fstat(f->fd, &st) < 0) {
-		perror(f->path);
-		exit(2);
-	}
+	if (f->fd < 0)
+		give_up(f, "open", 0, errno);
+	if (fstat(f->fd, &st) < 0)
+		give_up(f, "fstat", 0, errno);
 	f->model_size = (uint64_t)st.st_size;
 	if (f->max_size < f->model_size)
 		f->max_size = f->model_size;
 	f->model = malloc(f->max_size + 1);
 	f->buf = malloc(f->max_size + 1);
-	if (!f->model || !f->buf || pread(f->fd, f->model, f->model_size, 0) != (ssize_t)f->model_size) {
-		perror(f->path);
-		exit(2);
-	}
+	if (!f->model || !f->buf)
+		give_up(f, "malloc", 0, errno);
+	ssize_t len = pread(f->fd, f->model, f->model_size, 0);
+	if (len != (ssize_t)f->model_size)
+		give_up(f, "the first read", (uint64_t)len, len < 0 ? errno : 0);
 }
 
 int main(int argc, char **argv)
 {
-	struct fsx f = {.max_size = 8 << 20};
+	struct fsx f = {.max_size = 8 << 20, .size_unit = 1};
 	const char *model_path = NULL;
 	unsigned seed = 1, nr = 1000;
 	int option;
 
-	while ((option = getopt(argc, argv, "s:n:l:m:r")) >= 0) {
+	while ((option = getopt(argc, argv, "s:n:l:m:b:r")) >= 0) {
 		switch (option) {
 		case 's': seed = (unsigned)strtoul(optarg, NULL, 10); break;
 		case 'n': nr = (unsigned)strtoul(optarg, NULL, 10); break;
 		case 'l': f.max_size = strtoull(optarg, NULL, 10); break;
 		case 'm': model_path = optarg; break;
+		case 'b': f.size_unit = strtoull(optarg, NULL, 10); break;
 		case 'r': f.fixed_size = true; break;
 		default: return 2;
 		}
 	}
 	if (optind != argc - 1) {
-		fprintf(stderr, "usage: fsx [-s SEED] [-n OPERATIONS] [-l MAX-SIZE] [-m MODEL-OUT] [-r] FILE\n");
+		fprintf(stderr, "usage: fsx [-s SEED] [-n OPERATIONS] [-l MAX-SIZE] [-m MODEL-OUT] [-b UNIT] [-r] FILE\n");
 		return 2;
 	}
 	f.path = argv[optind];
