@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -68,7 +69,9 @@ static int unmount_dead(const char *path)
 static int make_real(const char *path, char **ret)
 {
 	struct stat st;
-	if (stat(path, &st) < 0 && errno == ENOTCONN) {
+	struct statvfs vfs;
+	/* Not stat(): attributes may be remembered from when the daemon lived. Dead mounts can lie on top of each other. */
+	while (statvfs(path, &vfs) < 0 && errno == ENOTCONN) {
 		auto_free char *dead = real_path_of_dead(path);
 		int err = dead ? unmount_dead(dead) : -errno;
 		if (err)
