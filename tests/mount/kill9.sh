@@ -78,7 +78,7 @@ check_churn() { # LOG
 	done
 	for n in "$clones"/*; do
 		n=${n##*/}
-		case $n in made-*) [ -n "${sure[$n]:-}${maybe[$n]:-}" ] || fail "$n is there, which was removed or never made" ;; esac
+		case $n in made-$run-*) [ -n "${sure[$n]:-}${maybe[$n]:-}" ] || fail "$n is there, which was removed or never made" ;; esac
 	done
 }
 
@@ -90,9 +90,12 @@ check_layers() {
 		status=0
 		qemu-img check -q -f qcow2 "$layer" >/dev/null 2>&1 || status=$?
 		case $status in 0 | 3) continue ;; esac
+		# One that was just being made, and that no VM names, may be anything.
+		grep -rqF "${layer##*/}" "$store/vms" || continue
 		qemu-img info -U "$layer" | grep -q 'lazy refcounts: true' || fail "qemu-img check $layer: status $status"
 		cp --sparse=always "$layer" "$store/layers/.copy"
-		qemu-io -f qcow2 -c "read 0 512" "$store/layers/.copy" >/dev/null
+		# An opening for writing, but without what lies beneath: that may be on its way still.
+		qemu-img rebase -u -f qcow2 -b "" "$store/layers/.copy" >/dev/null 2>&1 || fail "$layer can't be opened"
 		check_image "$store/layers/.copy" leaks
 		rm "$store/layers/.copy"
 	done
