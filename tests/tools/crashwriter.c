@@ -45,15 +45,12 @@ static int open_or_die(const char *path, int flags)
 	return fd;
 }
 
+/* 0: errno says why. */
 static uint32_t nr_sectors_of(int fd)
 {
 	struct stat st;
 
-	if (fstat(fd, &st) < 0) {
-		perror("fstat");
-		exit(2);
-	}
-	return (uint32_t)(st.st_size / SECTOR);
+	return fstat(fd, &st) < 0 ? 0 : (uint32_t)(st.st_size / SECTOR);
 }
 
 static void note(int log, struct record record)
@@ -81,12 +78,20 @@ static int write_one(int fd, const struct record *r)
 	return 0;
 }
 
-/* Ends when the daemon does: the errors of a dead mount are success here. */
+/* The errors of a mount whose daemon is dead. */
+static int is_gone(int err)
+{
+	return err == ENOTCONN || err == ECONNABORTED || err == ENODEV;
+}
+
+/* Ends when the daemon does, which is success. */
 static int write_until_gone(const char *path, const char *log_path, unsigned seed)
 {
-	int fd = open_or_die(path, O_RDWR), log = open_or_die(log_path, O_WRONLY | O_CREAT | O_APPEND);
-	uint32_t nr_sectors = nr_sectors_of(fd);
-	int failed = 0;
+	int log = open_or_die(log_path, O_WRONLY | O_CREAT | O_APPEND);
+	int fd = open(path, O_RDWR | O_CLOEXEC);
+
+	uint32_t nr_sectors = fd < 0 ? 0 : nr_sectors_of(fd);
+	int failed = !nr_sectors;
 
 	srandom(seed);
 	for (uint32_t seq = 1; !failed; seq++) {
@@ -106,7 +111,7 @@ static int write_until_gone(const char *path, const char *log_path, unsigned see
 		if (!failed)
 			note(log, (struct record){.kind = SYNC, .seq = seq});
 	}
-	if (errno == ENOTCONN || errno == ECONNABORTED || errno == ENODEV)
+	if (is_gone(errno))
 		return 0;
 	perror(path);
 	return 1;
@@ -166,7 +171,7 @@ static int verify(const char *path, const char *log_path, const char *original_p
 
 	while (nr_synced > 0 && log.records[nr_synced - 1].kind != SYNC)
 		nr_synced--;
-	if (nr_sectors != nr_sectors_of(original_fd)) {
+	if (!nr_sectors || nr_sectors != nr_sectors_of(original_fd)) {
 		printf("%s: another size\n", path);
 		return 1;
 	}

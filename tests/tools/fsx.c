@@ -320,7 +320,8 @@ int main(int argc, char **argv)
 		}
 	}
 	if (optind != argc - 1) {
-		fprintf(stderr, "usage: fsx [-s SEED] [-n OPERATIONS] [-l MAX-SIZE] [-m MODEL-OUT] [-b UNIT] [-r] FILE\n");
+		fprintf(stderr,
+		        "usage: fsx [-s SEED] [-n OPERATIONS] [-l MAX-SIZE] [-m MODEL-OUT] [-b UNIT] [-r] FILE\n");
 		return 2;
 	}
 	f.path = argv[optind];
