@@ -215,6 +215,7 @@ static ssize_t fact_below(struct bare_scan *scan, size_t i)
 
 struct leaves {
 	struct intern referred; /* paths that another file names */
+	struct intern data; /* those of them that it names as its external data file */
 	size_t *tops; /* facts that chains begin with: candidates, and what libvirt VMs name */
 	size_t nr_tops, cap_tops;
 };
@@ -237,7 +238,7 @@ static int note_chain(struct bare_scan *scan, struct leaves *leaves, size_t top)
 		struct image_fact *fact = &scan->now.facts[i];
 		fact->visited = true;
 		if ((fact->backing && !intern_add(&leaves->referred, fact->backing)) ||
-		    (fact->data && !intern_add(&leaves->referred, fact->data)))
+		    (fact->data && (!intern_add(&leaves->referred, fact->data) || !intern_add(&leaves->data, fact->data))))
 			return -ENOMEM;
 		i = fact_below(scan, (size_t)i);
 	}
@@ -589,7 +590,8 @@ static int add_circles(struct bare_scan *scan, struct leaves *leaves, size_t nr_
 	int err = 0;
 	for (size_t i = 0; !err && i < nr_candidates; i++) {
 		size_t top = leaves->tops[i];
-		if (is_reached(scan, scan->now.facts[top].path))
+		const char *path = scan->now.facts[top].path;
+		if (is_reached(scan, path) || intern_lookup(&leaves->data, path))
 			continue;
 		mark_chain(scan, top);
 		err = mem_grow(&circles.facts, &circles.cap_facts, circles.nr_facts + 1, sizeof *circles.facts);
@@ -622,6 +624,7 @@ int bare_find(struct store *store, struct image_facts *facts, const struct sourc
 	intern_done(&result.old_paths);
 	free(result.olds);
 	intern_done(&leaves.referred);
+	intern_done(&leaves.data);
 	free(leaves.tops);
 	fact_table_done(&facts->known);
 	facts->known = scan.now;
