@@ -1,12 +1,24 @@
 #!/usr/bin/env bash
 # Mounted by mount(8) as type fuse.vmsnapfs, as a line of /etc/fstab is.
-# mount(8) looks for the program where programs are installed: here, in a name space of our own.
-mkdir bin
-ln -s "$VMSNAPFS" bin/vmsnapfs
+# shellcheck source=tests/lib.sh
+. "$(dirname "$0")/../lib.sh"
+need_root
+need qemu-img qemu-io mount unshare
+if [ -z "${IN_NAMESPACE:-}" ]; then
+	# mount(8) looks for the program where programs are installed: it is put there in a name space of our own.
+	unshare -m true 2>/dev/null || skip "unshare -m isn't allowed here"
+	IN_NAMESPACE=yes TEST_DIR=$TEST_DIR BUILD=$BUILD unshare -m "$TESTS/mount/fstab.sh"
+	exit
+fi
+mkdir bin mnt
+cp "$VMSNAPFS" bin/vmsnapfs
 mount --bind bin /usr/local/bin
+
+src=$PWD/src
+make_vm "$src" web want
 echo "$src $PWD/mnt fuse.vmsnapfs noauto,nodev,nosuid,allow_other,default_permissions,trust=/tmp 0 0" >fstab
 mount -T "$PWD/fstab" "$PWD/mnt"
-is_mounted "$PWD/mnt" || fail "mount said 0 and nothing is mounted"
+is_alive "$PWD/mnt" || fail "mount said 0 and nothing is mounted"
 equal fuse.vmsnapfs "$(findmnt -no FSTYPE mnt)" type
 equal "$src" "$(findmnt -no SOURCE mnt)" source
 same mnt/vms/web/snapshots/patched/disks/vda.img want/patched-vda.img

@@ -99,7 +99,8 @@ say "in the background, as without -f"
 "$VMSNAPFS" src mnt
 is_mounted "$PWD/mnt" || fail "back at the prompt, and not mounted"
 ls mnt/vms >/dev/null
-pid=$(pgrep -f "vmsnapfs src" | tail -n 1)
+pid=$(tr -dc 0-9 <src/.vmsnapfs/lock)
+[ -d "/proc/$pid" ] || fail "the store's lock names no process"
 fusermount3 -u mnt || umount mnt
 wait_until 30 gone "$pid" || fail "the daemon is still there"
 

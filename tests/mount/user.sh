@@ -18,28 +18,29 @@ as() { # USER-ID COMMAND...
 # Where the build lies they may not get to.
 cp "$VMSNAPFS" vmsnapfs
 VMSNAPFS=$PWD/vmsnapfs
-alice=61001 bob=61002
-mkdir home && chown $alice:$alice home
+# fusermount3 wants users with a name.
+alice=$(id -u nobody) bob=$(id -u daemon)
+mkdir home && chown "$alice" home
 
 src=$PWD/home/src
 make_vm "$src" web want
 make_vm "$src" private want-private
-chown -R $alice:$alice "$src"
-mkdir home/mnt && chown $alice:$alice home/mnt
+chown -R "$alice" "$src"
+mkdir home/mnt && chown "$alice" home/mnt
 chmod 600 "$src/images/private-vda.qcow2"
 
 say "a user's own mount"
 RUN_AS="setpriv --reuid=$alice --regid=$alice --clear-groups" mount_at "$src" "$PWD/home/mnt"
 mnt=$PWD/home/mnt
-as $alice cmp "$mnt/vms/web/snapshots/patched/disks/vda.img" want/patched-vda.img
-as $alice mkdir "$mnt/clones/web@patched/mine"
-as $alice cp -r "$mnt/vms/web/snapshots/installed" "$mnt/clones/copied"
-as $alice dd if=/dev/zero of="$mnt/clones/mine/disks/vda.img" bs=4k count=1 conv=notrunc,fsync status=none
-as $alice cmp "$mnt/clones/copied/disks/vda.img" want/installed-vda.img
-equal $alice "$(as $alice stat -c %u "$mnt/clones/mine/disks/vda.img")" "owner of the clone"
-refused EACCES as $bob ls "$mnt"
+as "$alice" cmp "$mnt/vms/web/snapshots/patched/disks/vda.img" want/patched-vda.img
+as "$alice" mkdir "$mnt/clones/web@patched/mine"
+as "$alice" cp -r "$mnt/vms/web/snapshots/installed" "$mnt/clones/copied"
+as "$alice" dd if=/dev/zero of="$mnt/clones/mine/disks/vda.img" bs=4k count=1 conv=notrunc,fsync status=none
+as "$alice" cmp "$mnt/clones/copied/disks/vda.img" want/installed-vda.img
+equal "$alice" "$(as "$alice" stat -c %u "$mnt/clones/mine/disks/vda.img")" "owner of the clone"
+refused EACCES as "$bob" ls "$mnt"
 refused EACCES ls "$mnt" # not even root, without allow_other
-as $alice fusermount3 -u "$mnt"
+as "$alice" fusermount3 -u "$mnt"
 wait_until 30 gone "${daemons[$mnt]}"
 wait "${daemons[$mnt]}"
 unset "daemons[$mnt]"
@@ -47,13 +48,13 @@ unset "daemons[$mnt]"
 say "root's mount for everybody: who may not read every image of a chain may not read its view"
 mkdir shared
 mount_at "$src" shared -o allow_other
-as $bob cmp shared/vms/web/snapshots/patched/disks/vda.img want/patched-vda.img
-refused EACCES as $bob cat shared/vms/private/snapshots/installed/disks/vda.img
-refused EACCES as $bob cat shared/vms/private/disks/vda.img
-as $bob cmp shared/vms/private/snapshots/patched/disks/vdb.img want-private/patched-vdb.img
-as $alice cmp shared/vms/private/disks/vda.img want-private/now-vda.img
-equal $alice "$(stat -c %u shared/vms/private/disks/vda.img)" "owner of a view"
+as "$bob" cmp shared/vms/web/snapshots/patched/disks/vda.img want/patched-vda.img
+refused EACCES as "$bob" cat shared/vms/private/snapshots/installed/disks/vda.img
+refused EACCES as "$bob" cat shared/vms/private/disks/vda.img
+as "$bob" cmp shared/vms/private/snapshots/patched/disks/vdb.img want-private/patched-vdb.img
+as "$alice" cmp shared/vms/private/disks/vda.img want-private/now-vda.img
+equal "$alice" "$(stat -c %u shared/vms/private/disks/vda.img)" "owner of a view"
 equal 400 "$(stat -c %a shared/vms/private/disks/vda.img)" "mode of a view over a private image"
-refused "EACCES|EROFS|EPERM" as $bob dd if=/dev/zero of=shared/clones/mine/disks/vda.img bs=512 count=1 conv=notrunc
-refused "EACCES|EPERM" as $bob rmdir shared/clones/mine
+refused "EACCES|EROFS|EPERM" as "$bob" dd if=/dev/zero of=shared/clones/mine/disks/vda.img bs=512 count=1 conv=notrunc
+refused "EACCES|EPERM" as "$bob" rmdir shared/clones/mine
 unmount shared
