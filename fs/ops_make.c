@@ -130,6 +130,21 @@ static int make_dir(fuse_req_t req, const struct place *parent, const char *name
 	return reason_set(why, -EPERM, "only disks go here");
 }
 
+/* mkdir must answer with a directory where a link is found from now on. It isn't the VM's own: the kernel keeps a directory
+ * in one place alone, and would have to move it from here to clones/ at the next look (ESTALE, when a rename is under way). */
+static void reply_made_clone(fuse_req_t req, const struct place *parent, const struct place *child)
+{
+	struct fuse_entry_param entry;
+	int err = ops_entry(req, parent, child, &entry);
+	if (err) {
+		fuse_reply_err(req, -err);
+		return;
+	}
+	entry.ino = entry.attr.st_ino = node_ino((struct node){.kind = NODE_CLONE_LINK, .vm = child->node.vm});
+	entry.entry_timeout = 0;
+	fuse_reply_entry(req, &entry);
+}
+
 void ops_mkdir(fuse_req_t req, fuse_ino_t parent_ino, const char *name, mode_t mode)
 {
 	(void)mode;
@@ -144,7 +159,10 @@ void ops_mkdir(fuse_req_t req, fuse_ino_t parent_ino, const char *name, mode_t m
 		return;
 	}
 	callers_note_making(ops_fs(req)->callers, ops_thread(req));
-	ops_reply_entry(req, &parent, &child);
+	if (parent.node.kind == NODE_CLONES_OF)
+		reply_made_clone(req, &parent, &child);
+	else
+		ops_reply_entry(req, &parent, &child);
 }
 
 /* --- files ------------------------------------------------------------------------------------------------------------ */
