@@ -108,9 +108,20 @@ static bool means_read_only(int err)
 	return err == -EROFS || err == -EACCES || err == -EPERM;
 }
 
-/* Opens the store for writing, else for reading, else goes without. */
-static int open_store_dir(struct store *store, struct reason *why)
+/* What is there can be looked at, without a lock: it is what it was at this moment. */
+static void open_to_read(struct store *store)
 {
+	if (open_dirs(store, false))
+		close_dirs(store);
+}
+
+/* Opens the store for writing, else for reading, else goes without. */
+static int open_store_dir(struct store *store, bool read_only, struct reason *why)
+{
+	if (read_only) {
+		open_to_read(store);
+		return 0;
+	}
 	int err = open_dirs(store, true);
 	if (!err)
 		err = take_lock(store, why);
@@ -123,9 +134,7 @@ static int open_store_dir(struct store *store, struct reason *why)
 		return err == -EBUSY ? err : reason_set(why, err, "store %s: %s", store->store_dir, strerror(-err));
 	store_event(store, NULL, "the store %s can't be written (%s): the mount is read-only; name another one with -o store=DIR",
 		    store->store_dir, strerror(-err));
-	err = open_dirs(store, false);
-	if (err)
-		close_dirs(store);
+	open_to_read(store);
 	return 0;
 }
 
@@ -138,8 +147,6 @@ static int copy_config(struct store *store, const struct store_config *config)
 	if (text_set(&store->source_dir, config->source_dir) || text_set(&store->snapshots_dir, config->snapshots_dir) ||
 	    text_set(&store->mountpoint, config->mountpoint))
 		return -ENOMEM;
-	if (config->read_only)
-		return 0;
 	if (config->store_dir)
 		return text_set(&store->store_dir, config->store_dir);
 	const char *slash = strcmp(config->source_dir, "/") == 0 ? "" : "/";
@@ -212,8 +219,8 @@ int store_open(const struct store_config *config, struct store **ret, struct rea
 {
 	struct store *store = store_new();
 	int err = store ? copy_config(store, config) : -ENOMEM;
-	if (!err && store->store_dir)
-		err = open_store_dir(store, why);
+	if (!err)
+		err = open_store_dir(store, config->read_only, why);
 	if (!err)
 		err = set_up_trust(store, config, why);
 	if (!err)

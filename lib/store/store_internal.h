@@ -26,7 +26,7 @@ struct open_head;
 /* A VM through all its descriptions. Never freed while the store is open: its id is never used again. */
 struct entry {
 	uint32_t id;
-	char *key;		/* SOURCE path of its XML or image; UUID of a managed VM */
+	char *key; /* SOURCE path of its XML or image; UUID of a managed VM */
 	pthread_mutex_t change;
 
 	/* protected by store->lock */
@@ -43,8 +43,8 @@ struct vm_index {
 };
 
 struct store {
-	char *source_dir, *store_dir, *snapshots_dir, *mountpoint; /* the last two may be NULL, store_dir too: none */
-	char *layers_dir;
+	char *source_dir, *store_dir, *snapshots_dir, *mountpoint; /* the last two may be NULL */
+	char *layers_dir; /* NULL: there is no store */
 	bool writable;
 	bool allow_devices;
 	struct log_sink log;
