@@ -147,11 +147,13 @@ static int share_frozen(struct frozen *from, struct disk_file *to, uint64_t off,
 	int err = share_over(to, from->view, off, len);
 	if (err != NOT_SHARED)
 		return err;
-	err = adopt(to, from, off ? 0 : len, why);
+	/* A header says whole sectors; what is left is shared like any further range. */
+	uint64_t adopted = off ? 0 : len & ~511ull;
+	err = adopt(to, from, adopted, why);
 	/* A name that no header can hold, a writer somewhere: the bytes can still be copied. */
 	if (err == -ENAMETOOLONG || err == -EBUSY || err == -EINVAL || err == -ESTALE)
 		return NOT_SHARED;
-	return !err && off ? share_over(to, from->view, off, len) : err;
+	return !err && (off || adopted < len) ? share_over(to, from->view, off, len) : err;
 }
 
 /* --- sharing with a head ----------------------------------------------------------------------------------------------------------- */

@@ -16,6 +16,7 @@ struct freeze_item {
 	bool gate_closed;
 	bool closed; /* the old head */
 	char fresh[LAYER_NAME_MAX]; /* "": the disk is blank */
+	uint64_t virtual_size; /* to the byte, as who has it open sees it */
 };
 
 struct freezing {
@@ -74,7 +75,8 @@ static int make_overlay(struct freezing *f, struct freeze_item *item, struct rea
 	struct stat st;
 	head_stat(head, &st);
 	frozen->owner = (struct layer_owner){st.st_mode & 0777, st.st_uid, st.st_gid};
-	frozen->virtual_size = head_virtual_size(head);
+	item->virtual_size = head_virtual_size(head);
+	frozen->virtual_size = (item->virtual_size + 511) & ~511ull;
 	if (head_is_blank(head))
 		return 0;
 	snprintf(frozen->layer, sizeof frozen->layer, "%s", item->oh->layer);
@@ -153,6 +155,8 @@ static void reopen_heads(struct freezing *f)
 			continue;
 		struct reason why = {0};
 		int err = head_reattach(f->store, item->oh, disk_of(f, item), &why);
+		if (!err && head_virtual_size(item->oh->head) != item->virtual_size)
+			err = head_resize(item->oh->head, item->virtual_size);
 		if (err)
 			store_event(f->store, f->now->name, "disk %s can't be opened again: %s; close it in all programs and open it anew",
 				    disk_of(f, item)->file_name, *why.text ? why.text : strerror(-err));

@@ -19,7 +19,7 @@ struct store;
 /* A disk as it was when the gate was closed. */
 struct frozen_disk {
 	char layer[LAYER_NAME_MAX]; /* holds it, for ever; "": it was blank, and nothing was done */
-	uint64_t virtual_size;
+	uint64_t virtual_size; /* whole sectors, as in its header */
 	struct layer_owner owner; /* of the head's file */
 };
 
