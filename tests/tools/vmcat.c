@@ -65,10 +65,8 @@ static int print_disk(struct store *store, char *name, const char *target)
 	char *snapshot_name = name, *vm_name = strsep(&snapshot_name, "@");
 	struct vm *vm = store_find(store, PLACE_VMS, vm_name);
 	const struct vm_snapshot *snapshot = vm && snapshot_name ? vm_find_snapshot(vm, snapshot_name) : NULL;
-	if (!vm || (snapshot_name && !snapshot)) {
-		vm_put(vm);
-		return fail(vm_name, -ENOENT, &why);
-	}
+	if (!vm || (snapshot_name && !snapshot))
+		return vm_put(vm), fail(vm_name, -ENOENT, &why);
 	const struct vm_disk *disk = snapshot ? vm_find_disk(snapshot->disks, snapshot->nr_disks, disk_name)
 					      : vm_find_disk(vm->disks, vm->nr_disks, disk_name);
 	int err = disk ? disk_open(store, vm, snapshot, disk, false, &file, &why) : -ENOENT;
