@@ -31,7 +31,7 @@ export PATH=$PATH:/usr/sbin:/sbin
 declare -A daemons=() # mount point -> pid of its daemon
 
 cleanup() {
-	local status=$? mnt pid m
+	local status=$? mnt pid m log
 	set +e
 	trap - EXIT ERR
 	for m in $(findmnt -rno TARGET | grep "^$TEST_DIR/" | sort -r); do
@@ -41,11 +41,14 @@ cleanup() {
 		pid=${daemons[$mnt]}
 		kill "$pid" 2>/dev/null
 		wait_until 10 gone "$pid" || kill -9 "$pid" 2>/dev/null
-		if [ $status != 0 ] && [ -s "$mnt.log" ]; then
-			echo "--- what the daemon of $mnt said last:"
-			tail -n 20 "$mnt.log"
-		fi
 	done
+	if [ $status != 0 ] && [ $status != 77 ]; then
+		for log in "$TEST_DIR"/mnt*.log; do
+			[ -s "$log" ] || continue
+			echo "--- what the daemon of ${log%.log} said last:"
+			tail -n 12 "$log"
+		done
+	fi
 	if [ "${own_test_dir:-no}" = yes ] && [ $status = 0 ]; then
 		cd /
 		rm -rf --one-file-system "$TEST_DIR"
