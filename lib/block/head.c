@@ -106,7 +106,7 @@ static int head_init(struct head *head)
 {
 	pthread_rwlockattr_t attr;
 	pthread_rwlockattr_init(&attr);
-	/* A freeze must get its turn while writers keep coming. */
+	/* Who stops them all must get its turn while writers keep coming. */
 	pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
 	pthread_rwlock_init(&head->gate, &attr);
 	pthread_rwlockattr_destroy(&attr);
@@ -292,14 +292,4 @@ void head_replace_below(struct head *head, struct view *view)
 	head->below = view_ref(view);
 	pthread_rwlock_unlock(&head->gate);
 	view_put(old);
-}
-
-void head_freeze(struct head *head)
-{
-	pthread_rwlock_wrlock(&head->gate);
-}
-
-void head_thaw(struct head *head)
-{
-	pthread_rwlock_unlock(&head->gate);
 }

@@ -68,8 +68,4 @@ int head_share(struct head *head, uint64_t guest_off, uint64_t len);
 /* Puts VIEW, which reads the same as the one beneath, in its place (the head takes its own reference). */
 void head_replace_below(struct head *head, struct view *view);
 
-/* Stops writes: waits for those under way to end, and holds back new ones until head_thaw(). */
-void head_freeze(struct head *head);
-void head_thaw(struct head *head);
-
 #endif

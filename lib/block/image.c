@@ -196,11 +196,6 @@ void image_cache_free(struct image_cache *cache)
 	free(cache);
 }
 
-const struct trust *image_cache_trust(const struct image_cache *cache)
-{
-	return cache->trust;
-}
-
 struct table_cache *image_cache_tables(const struct image_cache *cache)
 {
 	return cache->tables;
@@ -334,14 +329,6 @@ int image_open(struct image_cache *cache, const char *base_dir, const char *name
 	return 0;
 }
 
-struct image *image_ref(struct image *image)
-{
-	pthread_mutex_lock(&image->cache->lock);
-	image->nr_users++;
-	pthread_mutex_unlock(&image->cache->lock);
-	return image;
-}
-
 void image_put(struct image *image)
 {
 	if (!image)
@@ -395,11 +382,6 @@ enum image_format image_backing_format(const struct image *image)
 const char *image_data_path(const struct image *image)
 {
 	return image->data_path;
-}
-
-uint32_t image_cluster_size(const struct image *image)
-{
-	return image->format == IMAGE_QCOW2 ? (uint32_t)qcow2_cluster_size(&image->header.geo) : 0;
 }
 
 uint32_t image_nr_snapshots(const struct image *image)

@@ -32,7 +32,7 @@ struct image_snapshot {
 	uint32_t l1_size;
 };
 
-struct image;       /* counted references: image_ref, image_put */
+struct image;       /* counted references: image_open, image_put */
 struct image_cache; /* every open image, and the bounded caches of tables and decompressed clusters */
 
 /* TRUST is borrowed and outlives the cache. */
@@ -40,14 +40,12 @@ int image_cache_new(const struct trust *trust, struct image_cache **ret);
 void image_cache_free(struct image_cache *cache);
 /* Lets go of every unused image whose file was deleted or has changed: an open descriptor would keep its space. */
 void image_cache_trim(struct image_cache *cache);
-const struct trust *image_cache_trust(const struct image_cache *cache);
 
 /* Opens the image NAME (relative to BASE_DIR, which may be NULL for an absolute name). -EUCLEAN: damaged.
  * -EOPNOTSUPP: encrypted, a feature we don't know, or a format we don't read. -EACCES: see trust_open(), and an
  * undeclared format that names a backing or data file. -ENOENT, -EIO. */
 int image_open(struct image_cache *cache, const char *base_dir, const char *name, enum image_format format,
 	       struct image **ret, struct reason *why);
-struct image *image_ref(struct image *image);
 void image_put(struct image *image);
 
 /* Whether the file is still what was opened (same size and times). */
@@ -60,7 +58,6 @@ uint64_t image_virtual_size(const struct image *image); /* bytes, a multiple of 
 const char *image_backing_name(const struct image *image); /* as the header has it; NULL: none */
 enum image_format image_backing_format(const struct image *image);
 const char *image_data_path(const struct image *image); /* the external data file; NULL: none */
-uint32_t image_cluster_size(const struct image *image);
 
 uint32_t image_nr_snapshots(const struct image *image);
 const struct image_snapshot *image_snapshot(const struct image *image, uint32_t i);
