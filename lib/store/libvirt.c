@@ -12,6 +12,7 @@
 #include "base/name.h"
 #include "meta/domsnapshot.h"
 #include "store/found.h"
+#include "store/lineage.h"
 #include "store/store_internal.h"
 
 #define MAX_DISKS     1000u   /* of one VM; its disks' numbers have 12 bits */
@@ -290,44 +291,6 @@ static int by_time(const void *a, const void *b)
 	return strcmp(x->made.metadata_path, y->made.metadata_path);
 }
 
-/* The name under which a snapshot that libvirt calls NAME is shown: that of the first so called. NULL: there is none. */
-static const char *shown_as(const struct intern *originals, char *const *shown, const char *name)
-{
-	uint32_t id = intern_lookup(originals, name);
-	return id ? shown[id - 1] : NULL;
-}
-
-/* Gives the snapshots, in order of time, names that are valid and unique, and parents by those names. */
-static int name_snapshots(struct vm *vm)
-{
-	struct intern taken = {0}, originals = {0};
-	char **shown = mem_new_array(vm->nr_snapshots, sizeof *shown); /* borrowed from the snapshots */
-	int err = shown ? 0 : -ENOMEM;
-	for (size_t i = 0; !err && i < vm->nr_snapshots; i++) {
-		struct vm_snapshot *snapshot = &vm->snapshots[i];
-		size_t known = originals.nr_names;
-		uint32_t id = intern_add(&originals, snapshot->name);
-		char *name = id ? unique_name(&taken, snapshot->name) : NULL;
-		if (!name) {
-			err = -ENOMEM;
-			break;
-		}
-		free(snapshot->name);
-		snapshot->name = name;
-		if (originals.nr_names > known)
-			shown[id - 1] = name;
-	}
-	for (size_t i = 0; !err && i < vm->nr_snapshots; i++) {
-		struct vm_snapshot *snapshot = &vm->snapshots[i];
-		const char *parent = snapshot->parent ? shown_as(&originals, shown, snapshot->parent) : NULL;
-		err = text_set(&snapshot->parent, parent);
-	}
-	free(shown);
-	intern_done(&taken);
-	intern_done(&originals);
-	return err;
-}
-
 /* Moves the raw snapshots into the description. */
 static int take_snapshots(struct reading *reading)
 {
@@ -343,7 +306,7 @@ static int take_snapshots(struct reading *reading)
 		if (reading->raws[i].active)
 			vm->current = (int)i;
 	}
-	return name_snapshots(vm);
+	return lineage_settle(vm);
 }
 
 /* Frees what take_snapshots() didn't move, by way of a description. */
