@@ -19,7 +19,8 @@ say "fio: random sizes and offsets, verified"
 fio_on() { # FILE OPTION...
 	local file=$1
 	shift
-	fio --name=verify --filename="$file" --size="$(stat -c %s "$file")" --rw=randwrite --norandommap=1 --verify=crc32c --verify_fatal=1 \
+	# Two writes to one place that are under way at once may land in either order: fio must not make such.
+	fio --serialize_overlap=1 --name=verify --filename="$file" --size="$(stat -c %s "$file")" --rw=randwrite --norandommap=1 --verify=crc32c --verify_fatal=1 \
 		--verify_state_save=0 --do_verify=1 --allow_file_create=0 --randseed="$SEED" --output=fio.log "$@" ||
 		fail "fio $*: $(cat fio.log)"
 }
