@@ -1,214 +1,24 @@
-/* Bare images: a leaf image that no XML and no other image refers to is a VM of one disk. Each file of its backing chain is a snapshot, and so is
- * each internal snapshot. */
+/* Bare images: a leaf image that no XML and no other image refers to is a VM. */
 #include <errno.h>
-#include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "base/mem.h"
-#include "base/name.h"
-#include "store/found.h"
+#include "store/bare.h"
 #include "store/store_internal.h"
-
-#define DISK_TARGET    "vda"
-#define DISK_FILE_NAME "vda.img"
-
-/* --- names ---------------------------------------------------------------------------------------------------------- */
-
-static const char *const image_endings[] = {".qcow2", ".qcow", ".raw", ".img"};
-
-static const char *image_ending(const char *name)
-{
-	size_t len = strlen(name);
-	for (size_t i = 0; i < sizeof image_endings / sizeof *image_endings; i++) {
-		size_t ending_len = strlen(image_endings[i]);
-		if (len > ending_len && strcmp(name + len - ending_len, image_endings[i]) == 0)
-			return name + len - ending_len;
-	}
-	return NULL;
-}
 
 bool bare_is_image_name(const char *name)
 {
-	return image_ending(name);
+	return bare_image_ending(name);
 }
 
 /* What the name says of the format. */
 static enum image_format declared_format(const char *path)
 {
-	const char *ending = image_ending(path);
+	const char *ending = bare_image_ending(path);
 	if (ending && strcmp(ending, ".qcow2") == 0)
 		return IMAGE_QCOW2;
 	return ending && strcmp(ending, ".raw") == 0 ? IMAGE_RAW : IMAGE_PROBE;
-}
-
-/* The file's name without directory and ending; the caller frees. */
-static char *image_title(const char *path)
-{
-	const char *name = strrchr(path, '/') + 1;
-	const char *ending = image_ending(name);
-	auto_free char *title = strndup(name, ending ? (size_t)(ending - name) : strlen(name));
-	return title ? name_make_valid(title) : NULL;
-}
-
-/* --- facts ---------------------------------------------------------------------------------------------------------- */
-
-/* What an image opened in a certain format says of other files. */
-struct image_fact {
-	char *path; /* real */
-	char *named; /* as it was named first: relative names in its header start from there */
-	enum image_format format;
-	uint64_t stamp;
-	int err; /* of opening it, with the reason */
-	char *error_text;
-	char *backing; /* real path; NULL: none, or not one that may be opened */
-	char *backing_named;
-	enum image_format backing_format;
-	char *data;
-	bool visited; /* scratch */
-};
-
-/* In order of arrival; a path in two formats is two facts. */
-struct fact_table {
-	struct intern keys;
-	struct image_fact *facts; /* facts[key - 1] */
-	size_t nr_facts, cap_facts;
-};
-
-struct image_facts {
-	struct fact_table known; /* of the last look */
-};
-
-int image_facts_new(struct image_facts **ret)
-{
-	*ret = calloc(1, sizeof **ret);
-	return *ret ? 0 : -ENOMEM;
-}
-
-static void fact_done(struct image_fact *fact)
-{
-	free(fact->path);
-	free(fact->named);
-	free(fact->error_text);
-	free(fact->backing);
-	free(fact->backing_named);
-	free(fact->data);
-	*fact = (struct image_fact){0};
-}
-
-static void fact_table_done(struct fact_table *table)
-{
-	for (size_t i = 0; i < table->nr_facts; i++)
-		fact_done(&table->facts[i]);
-	free(table->facts);
-	intern_done(&table->keys);
-	*table = (struct fact_table){0};
-}
-
-void image_facts_free(struct image_facts *facts)
-{
-	if (!facts)
-		return;
-	fact_table_done(&facts->known);
-	free(facts);
-}
-
-/* NAME as it is written in DIR, and what it resolves to. */
-static int resolve(struct store *store, const char *dir, const char *name, char **ret_named, char **ret_real, struct reason *why)
-{
-	int err = trust_resolve(store->trust, dir, name, ret_real, why);
-	if (err)
-		return err;
-	int n = *name == '/' ? asprintf(ret_named, "%s", name) : asprintf(ret_named, "%s/%s", dir, name);
-	return n < 0 ? -ENOMEM : 0;
-}
-
-static int fact_fail(struct image_fact *fact, int err, const struct reason *why)
-{
-	fact->err = err;
-	return text_set(&fact->error_text, *why->text ? why->text : strerror(-err));
-}
-
-/* Reads the header. Only want of memory is a failure: anything else is a fact. */
-static int fact_read(struct store *store, struct image_fact *fact)
-{
-	struct reason why = {0};
-	struct image *image = NULL;
-	int err = image_open(store->images, NULL, fact->named, fact->format, &image, &why);
-	if (err)
-		return err == -ENOMEM ? err : fact_fail(fact, err, &why);
-	const char *slash = strrchr(fact->named, '/');
-	auto_free char *dir = strndup(fact->named, slash == fact->named ? 1 : (size_t)(slash - fact->named));
-	const char *backing = image_backing_name(image);
-	err = dir ? text_set(&fact->data, image_data_path(image)) : -ENOMEM;
-	if (!err && backing) {
-		fact->backing_format = image_backing_format(image);
-		err = resolve(store, dir, backing, &fact->backing_named, &fact->backing, &why);
-		if (err && err != -ENOMEM) {
-			reason_prefix(&why, err, "%s: its backing file: ", fact->path);
-			err = fact_fail(fact, err, &why);
-		}
-	}
-	image_put(image);
-	return err;
-}
-
-struct bare_scan {
-	struct store *store;
-	struct fact_table *known; /* of the last look: what is still true is moved out of it */
-	struct fact_table now;
-};
-
-/* The number of the fact about PATH (NAMED) read as FORMAT, taken over from the last look or read; negative errno. */
-static ssize_t fact_get(struct bare_scan *scan, const char *path, const char *named, enum image_format format)
-{
-	auto_free char *key = NULL;
-	struct stat st;
-	if (asprintf(&key, "%d%s", (int)format, path) < 0)
-		return -ENOMEM;
-	uint32_t id = intern_lookup(&scan->now.keys, key);
-	if (id)
-		return (ssize_t)id - 1;
-	if (mem_grow(&scan->now.facts, &scan->now.cap_facts, scan->now.nr_facts + 1, sizeof *scan->now.facts) < 0)
-		return -ENOMEM;
-	uint64_t stamp = lstat(path, &st) < 0 ? 0 : stamp_make(&st);
-	uint32_t old_id = intern_lookup(&scan->known->keys, key);
-	struct image_fact *old = old_id ? &scan->known->facts[old_id - 1] : NULL;
-	struct image_fact *fact = &scan->now.facts[scan->now.nr_facts];
-	int err = 0;
-	if (old && old->path && old->stamp == stamp && strcmp(old->named, named) == 0) {
-		*fact = *old;
-		fact->visited = false;
-		*old = (struct image_fact){0};
-	} else {
-		*fact = (struct image_fact){.format = format, .stamp = stamp};
-		if (text_set(&fact->path, path) || text_set(&fact->named, named))
-			err = -ENOMEM;
-		if (!err)
-			err = fact_read(scan->store, fact);
-	}
-	if (!err && !intern_add(&scan->now.keys, key))
-		err = -ENOMEM;
-	if (err) {
-		fact_done(fact);
-		return err;
-	}
-	return (ssize_t)scan->now.nr_facts++;
-}
-
-/* The fact about what lies beneath fact I; negative: nothing that can be followed. */
-static ssize_t fact_below(struct bare_scan *scan, size_t i)
-{
-	const struct image_fact *fact = &scan->now.facts[i];
-	if (!fact->backing)
-		return -ENOENT;
-	/* Copies: the table may move. */
-	auto_free char *path = strdup(fact->backing);
-	auto_free char *named = strdup(fact->backing_named);
-	return path && named ? fact_get(scan, path, named, fact->backing_format) : -ENOMEM;
 }
 
 /* --- which images are leaves -------------------------------------------------------------------------------------------- */
@@ -231,7 +41,7 @@ static int push_top(struct leaves *leaves, ssize_t fact)
 }
 
 /* Follows the chain below TOP as far as it wasn't yet, and notes what it names. */
-static int note_chain(struct bare_scan *scan, struct leaves *leaves, size_t top)
+static int note_chain(struct fact_scan *scan, struct leaves *leaves, size_t top)
 {
 	ssize_t i = (ssize_t)top;
 	while (i >= 0 && !scan->now.facts[i].visited) {
@@ -245,42 +55,16 @@ static int note_chain(struct bare_scan *scan, struct leaves *leaves, size_t top)
 	return i == -ENOMEM ? -ENOMEM : 0;
 }
 
-static void unvisit_all(struct bare_scan *scan)
+static void mark_chain(struct fact_scan *scan, size_t top)
 {
-	for (size_t i = 0; i < scan->now.nr_facts; i++)
-		scan->now.facts[i].visited = false;
-}
-
-/* Marks all facts of the chain; true when there was anything new. */
-static bool mark_chain(struct bare_scan *scan, size_t top)
-{
-	bool any = false;
 	for (ssize_t i = (ssize_t)top; i >= 0 && !scan->now.facts[i].visited; i = fact_below(scan, (size_t)i))
-		any = scan->now.facts[i].visited = true;
-	return any;
+		scan->now.facts[i].visited = true;
 }
 
-/* Whether some fact about PATH was reached. */
-static bool is_reached(struct bare_scan *scan, const char *path)
-{
-	for (int format = IMAGE_PROBE; format <= IMAGE_QCOW2; format++) {
-		auto_free char *key = NULL;
-		uint32_t id = asprintf(&key, "%d%s", format, path) < 0 ? 0 : intern_lookup(&scan->now.keys, key);
-		if (id && scan->now.facts[id - 1].visited)
-			return true;
-	}
-	return false;
-}
-
-/* --- making a VM ------------------------------------------------------------------------------------------------------------ */
-
-struct chain {
-	size_t *facts; /* top first */
-	size_t nr_facts, cap_facts;
-};
+/* --- one leaf --------------------------------------------------------------------------------------------------------- */
 
 /* Leaves no fact marked: none is before. */
-static int chain_collect(struct bare_scan *scan, size_t top, struct chain *ret)
+static int chain_collect(struct fact_scan *scan, size_t top, struct chain *ret)
 {
 	int err = 0;
 	for (ssize_t i = (ssize_t)top; i >= 0 && !scan->now.facts[i].visited; i = fact_below(scan, (size_t)i)) {
@@ -295,7 +79,7 @@ static int chain_collect(struct bare_scan *scan, size_t top, struct chain *ret)
 	return err;
 }
 
-static uint64_t chain_hash(struct bare_scan *scan, const struct chain *chain)
+static uint64_t chain_hash(struct fact_scan *scan, const struct chain *chain)
 {
 	uint64_t hash = HASH_START;
 	for (size_t i = 0; i < chain->nr_facts; i++) {
@@ -303,155 +87,6 @@ static uint64_t chain_hash(struct bare_scan *scan, const struct chain *chain)
 		hash = hash_bytes(hash_text(hash, fact->path), &fact->stamp, sizeof fact->stamp);
 	}
 	return hash;
-}
-
-static int set_disk(struct vm_disk *disk, const struct image_fact *fact, const char *snapshot)
-{
-	disk->format = fact->format;
-	if (text_set(&disk->file_name, DISK_FILE_NAME) || text_set(&disk->target, DISK_TARGET) ||
-	    text_set(&disk->path, fact->named) || text_set(&disk->snapshot, snapshot))
-		return -ENOMEM;
-	return 0;
-}
-
-/* A snapshot of the one disk; NAME is made valid and unique. NULL: memory is out. */
-static struct vm_snapshot *add_snapshot(struct vm *vm, struct intern *taken, const char *name, const struct image_fact *fact,
-					const char *internal)
-{
-	struct vm_snapshot *snapshot = vm_snapshot_add(vm);
-	if (!snapshot)
-		return NULL;
-	snapshot->name = unique_name(taken, name);
-	struct vm_disk *disk = vm_disk_add(&snapshot->disks, &snapshot->nr_disks);
-	const char *parent = vm->nr_snapshots > 1 ? vm->snapshots[vm->nr_snapshots - 2].name : NULL;
-	if (!snapshot->name || !disk || set_disk(disk, fact, internal) || text_set(&snapshot->parent, parent))
-		return NULL;
-	return snapshot;
-}
-
-static int by_date(const void *a, const void *b)
-{
-	const struct image_snapshot *x = *(const struct image_snapshot *const *)a;
-	const struct image_snapshot *y = *(const struct image_snapshot *const *)b;
-	if (x->date_sec != y->date_sec)
-		return x->date_sec < y->date_sec ? -1 : 1;
-	if (x->date_nsec != y->date_nsec)
-		return x->date_nsec < y->date_nsec ? -1 : 1;
-	return x < y ? -1 : x > y; /* rows of one table */
-}
-
-/* How view_open() is told of ROW: by its tag where that means it, else by its id. NULL: neither does. */
-static const char *handle_of(const struct image *image, const struct image_snapshot *row)
-{
-	const char *const names[] = {row->name, row->id};
-	for (size_t i = 0; i < 2; i++) {
-		int found = names[i] && *names[i] ? image_find_snapshot(image, names[i]) : -1;
-		if (found >= 0 && image_snapshot(image, (uint32_t)found) == row)
-			return names[i];
-	}
-	return NULL;
-}
-
-static int add_internal(struct vm *vm, struct intern *taken, const struct image_fact *fact, const struct image *image,
-			const struct image_snapshot *row)
-{
-	const char *handle = handle_of(image, row);
-	const char *name = row->name && *row->name ? row->name : row->id;
-	struct vm_snapshot *snapshot = add_snapshot(vm, taken, name, fact, handle ? handle : row->id);
-	if (!snapshot)
-		return -ENOMEM;
-	if (!handle)
-		vm_disk_set_error(&snapshot->disks[0], -EOPNOTSUPP, "another snapshot of the image has the same tag and number");
-	snapshot->created = row->date_sec;
-	snapshot->memory_disk = row->vm_state_size ? 0 : -1;
-	return text_set(&snapshot->state, row->vm_state_size ? "running" : "shutoff");
-}
-
-static int add_internals(struct store *store, struct vm *vm, struct intern *taken, const struct image_fact *fact)
-{
-	struct image *image = NULL;
-	int err = image_open(store->images, NULL, fact->named, fact->format, &image, NULL);
-	if (err)
-		return err == -ENOMEM ? err : 0; /* is a fact already */
-	uint32_t nr = image_nr_snapshots(image);
-	const struct image_snapshot **rows = mem_new_array(nr, sizeof *rows);
-	if (!rows)
-		err = -ENOMEM;
-	for (uint32_t i = 0; !err && i < nr; i++)
-		rows[i] = image_snapshot(image, i);
-	if (!err && nr)
-		qsort(rows, nr, sizeof *rows, by_date);
-	for (uint32_t i = 0; !err && i < nr; i++)
-		err = add_internal(vm, taken, fact, image, rows[i]);
-	free(rows);
-	image_put(image);
-	return err;
-}
-
-/* A file of the chain that others lie on: what it holds is the disk as it was when the next one was begun. */
-static int add_file_snapshot(struct vm *vm, struct intern *taken, const struct image_fact *fact)
-{
-	auto_free char *title = image_title(fact->path);
-	struct vm_snapshot *snapshot = title ? add_snapshot(vm, taken, title, fact, NULL) : NULL;
-	struct stat st;
-	if (!snapshot)
-		return -ENOMEM;
-	if (lstat(fact->path, &st) == 0)
-		snapshot->created = st.st_mtim.tv_sec;
-	return text_set(&snapshot->state, "disk-snapshot");
-}
-
-static int add_snapshots(struct bare_scan *scan, const struct chain *chain, struct vm *vm)
-{
-	struct intern taken = {0};
-	int err = 0;
-	for (size_t i = chain->nr_facts; !err && i-- > 0;) {
-		const struct image_fact *fact = &scan->now.facts[chain->facts[i]];
-		err = add_internals(scan->store, vm, &taken, fact);
-		if (!err && i > 0)
-			err = add_file_snapshot(vm, &taken, fact);
-	}
-	intern_done(&taken);
-	vm->current = (int)vm->nr_snapshots - 1;
-	return err;
-}
-
-static int fill_vm(struct vm *vm, const struct image_fact *leaf)
-{
-	struct stat st;
-	if (lstat(leaf->path, &st) == 0) {
-		vm->changed = st.st_mtim;
-		vm->uid = st.st_uid;
-		vm->gid = st.st_gid;
-		vm->mode = st.st_mode & 0444;
-	}
-	vm->name = image_title(leaf->path);
-	vm->uuid = uuid_of_path(leaf->path);
-	struct vm_disk *disk = vm_disk_add(&vm->disks, &vm->nr_disks);
-	return vm->name && vm->uuid && disk ? set_disk(disk, leaf, NULL) : -ENOMEM;
-}
-
-static int note_errors(struct bare_scan *scan, const struct chain *chain, struct found_vm *ret)
-{
-	struct strbuf complaint = {0};
-	for (size_t i = 0; i < chain->nr_facts; i++) {
-		const struct image_fact *fact = &scan->now.facts[chain->facts[i]];
-		if (fact->err)
-			complain(&complaint, "%s", fact->error_text);
-	}
-	return complaint.len || complaint.failed ? strbuf_take(&complaint, &ret->complaint, NULL) : 0;
-}
-
-static int read_bare(struct bare_scan *scan, const struct chain *chain, uint64_t hash, struct found_vm *ret)
-{
-	const struct image_fact *leaf = &scan->now.facts[chain->facts[0]];
-	*ret = (struct found_vm){.hash = hash, .fresh = true, .vm = vm_new(VM_FOUND_BARE, PLACE_VMS)};
-	int err = ret->vm ? fill_vm(ret->vm, leaf) : -ENOMEM;
-	if (!err)
-		err = text_set(&ret->path, leaf->path);
-	if (!err)
-		err = add_snapshots(scan, chain, ret->vm);
-	return err ? err : note_errors(scan, chain, ret);
 }
 
 struct bare_result {
@@ -484,7 +119,7 @@ static int index_old(struct bare_result *result, struct found_vm *old, size_t nr
 	return 0;
 }
 
-static int add_leaf(struct bare_scan *scan, size_t top, struct bare_result *result)
+static int add_leaf(struct fact_scan *scan, size_t top, struct bare_result *result)
 {
 	struct chain chain = {0};
 	int err = chain_collect(scan, top, &chain);
@@ -501,7 +136,8 @@ static int add_leaf(struct bare_scan *scan, size_t top, struct bare_result *resu
 		*made = *old;
 		*old = (struct found_vm){0};
 	} else {
-		err = read_bare(scan, &chain, hash, made);
+		err = bare_read(scan, &chain, made);
+		made->hash = hash;
 		if (err)
 			found_vm_done(made);
 	}
@@ -514,7 +150,7 @@ static int add_leaf(struct bare_scan *scan, size_t top, struct bare_result *resu
 /* --- the whole of SOURCE -------------------------------------------------------------------------------------------------------- */
 
 /* Resolves what libvirt VMs name. Paths that are in the list of SOURCE's files are real already. */
-static int resolve_named(struct bare_scan *scan, const struct source *source, const struct file_refs *named, struct leaves *leaves)
+static int resolve_named(struct fact_scan *scan, const struct source *source, const struct file_refs *named, struct leaves *leaves)
 {
 	struct intern seen = {0};
 	int err = 0;
@@ -537,8 +173,8 @@ static int resolve_named(struct bare_scan *scan, const struct source *source, co
 	return err;
 }
 
-/* The images that nothing in libvirt's files names; sets *RET_ANY. */
-static int push_candidates(struct bare_scan *scan, const struct source *source, struct leaves *leaves)
+/* The images that nothing in libvirt's files names. */
+static int push_candidates(struct fact_scan *scan, const struct source *source, struct leaves *leaves)
 {
 	for (size_t i = 0; i < source->nr_files; i++) {
 		const char *path = source->files[i].path;
@@ -552,7 +188,7 @@ static int push_candidates(struct bare_scan *scan, const struct source *source, 
 }
 
 /* The chains of libvirt's images are looked into only now: where no candidate is left nobody needs to know. */
-static int push_named(struct bare_scan *scan, const struct file_refs *named, struct leaves *leaves)
+static int push_named(struct fact_scan *scan, const struct file_refs *named, struct leaves *leaves)
 {
 	for (size_t i = 0; i < named->nr_refs; i++) {
 		auto_free char *real = NULL;
@@ -566,7 +202,7 @@ static int push_named(struct bare_scan *scan, const struct file_refs *named, str
 	return 0;
 }
 
-static int find_leaves(struct bare_scan *scan, const struct source *source, const struct file_refs *named,
+static int find_leaves(struct fact_scan *scan, const struct source *source, const struct file_refs *named,
 		       struct leaves *leaves, size_t *ret_nr_candidates)
 {
 	int err = resolve_named(scan, source, named, leaves);
@@ -581,7 +217,7 @@ static int find_leaves(struct bare_scan *scan, const struct source *source, cons
 }
 
 /* Images that nothing reaches refer to each other in a circle: one of each circle is shown, and its disk says what is wrong. */
-static int add_circles(struct bare_scan *scan, struct leaves *leaves, size_t nr_candidates, struct bare_result *result)
+static int add_circles(struct fact_scan *scan, struct leaves *leaves, size_t nr_candidates, struct bare_result *result)
 {
 	for (size_t i = 0; i < leaves->nr_tops; i++)
 		if (i >= nr_candidates || !intern_lookup(&leaves->referred, scan->now.facts[leaves->tops[i]].path))
@@ -591,14 +227,14 @@ static int add_circles(struct bare_scan *scan, struct leaves *leaves, size_t nr_
 	for (size_t i = 0; !err && i < nr_candidates; i++) {
 		size_t top = leaves->tops[i];
 		const char *path = scan->now.facts[top].path;
-		if (is_reached(scan, path) || intern_lookup(&leaves->data, path))
+		if (fact_is_visited(scan, path) || intern_lookup(&leaves->data, path))
 			continue;
 		mark_chain(scan, top);
 		err = mem_grow(&circles.facts, &circles.cap_facts, circles.nr_facts + 1, sizeof *circles.facts);
 		if (!err)
 			circles.facts[circles.nr_facts++] = top;
 	}
-	unvisit_all(scan);
+	fact_unvisit_all(scan);
 	for (size_t i = 0; !err && i < circles.nr_facts; i++)
 		err = add_leaf(scan, circles.facts[i], result);
 	free(circles.facts);
@@ -608,14 +244,14 @@ static int add_circles(struct bare_scan *scan, struct leaves *leaves, size_t nr_
 int bare_find(struct store *store, struct image_facts *facts, const struct source *source, const struct file_refs *named,
 	      struct found_vm *old, size_t nr_old, struct found_vm **vms, size_t *nr_vms, size_t *cap_vms)
 {
-	struct bare_scan scan = {.store = store, .known = &facts->known};
+	struct fact_scan scan = {.store = store, .known = &facts->known};
 	struct bare_result result = {.vms = vms, .nr_vms = nr_vms, .cap_vms = cap_vms};
 	struct leaves leaves = {0};
 	size_t nr_candidates = 0;
 	int err = index_old(&result, old, nr_old);
 	if (!err)
 		err = find_leaves(&scan, source, named, &leaves, &nr_candidates);
-	unvisit_all(&scan);
+	fact_unvisit_all(&scan);
 	for (size_t i = 0; !err && i < nr_candidates; i++)
 		if (!intern_lookup(&leaves.referred, scan.now.facts[leaves.tops[i]].path))
 			err = add_leaf(&scan, leaves.tops[i], &result);
@@ -626,7 +262,6 @@ int bare_find(struct store *store, struct image_facts *facts, const struct sourc
 	intern_done(&leaves.referred);
 	intern_done(&leaves.data);
 	free(leaves.tops);
-	fact_table_done(&facts->known);
-	facts->known = scan.now;
+	fact_scan_done(&scan, facts);
 	return err;
 }

@@ -15,6 +15,7 @@
 #include "base/mem.h"
 #include "base/name.h"
 #include "meta/xml.h"
+#include "store/image_facts.h"
 #include "store/store_internal.h"
 
 #define REFRESH_MS    1000

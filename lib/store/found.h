@@ -8,6 +8,7 @@
 #include "store/vm_make.h"
 
 struct found;
+struct image_facts;
 struct store;
 
 int found_new(struct found **ret);
@@ -61,11 +62,6 @@ uint64_t libvirt_hash(struct store *store, const struct source *source, const st
 /* Reads a domain and its snapshots. RET's path and hash are the caller's to fill in. */
 int libvirt_read(struct store *store, const struct source *source, const struct source_file *file, struct found_vm *ret,
 		 struct reason *why);
-
-/* What the headers of images say of other files, kept from one look to the next. */
-struct image_facts;
-int image_facts_new(struct image_facts **ret);
-void image_facts_free(struct image_facts *facts);
 
 /* Finds the bare images among SOURCE that NAMED (of libvirt VMs) doesn't refer to. OLD VMs that didn't change are moved out of OLD; the rest is
  * read. Appends to *VMS. */
