@@ -488,7 +488,7 @@ void found_refresh(struct store *store, bool force)
 		return;
 	refresh_locked(store);
 	int64_t ended = now_ms();
-	int64_t pause = (ended - begun) * REFRESH_SHARE;
+	int64_t pause = force ? 0 : (ended - begun) * REFRESH_SHARE; /* the first look reads everything: no measure */
 	atomic_store(&found->next_ms, ended + (pause > REFRESH_MS ? pause : REFRESH_MS));
 	pthread_mutex_unlock(&found->refresh);
 }
