@@ -227,7 +227,7 @@ static void take_out(struct store *store, struct open_head *oh)
 
 int head_put_locked(struct store *store, struct open_head *oh)
 {
-	if (--oh->nr_users)
+	if (atomic_fetch_sub(&oh->nr_users, 1) != 1)
 		return 0;
 	int err = head_detach(oh);
 	take_out(store, oh);
@@ -251,8 +251,17 @@ bool heads_in_use(struct store *store, const struct entry *entry)
 {
 	pthread_mutex_lock(&store->lock);
 	const struct open_head *oh = store->heads;
-	while (oh && oh->entry != entry)
+	while (oh && (oh->entry != entry || oh->nr_users == oh->nr_lookers))
 		oh = oh->next;
 	pthread_mutex_unlock(&store->lock);
 	return oh;
+}
+
+void heads_removed(struct store *store, const struct entry *entry)
+{
+	pthread_mutex_lock(&store->lock);
+	for (struct open_head *oh = store->heads; oh; oh = oh->next)
+		if (oh->entry == entry)
+			oh->removed = true;
+	pthread_mutex_unlock(&store->lock);
 }

@@ -35,8 +35,9 @@ struct open_head {
 	char layer[LAYER_NAME_MAX]; /* changed under store->lock and swap */
 	struct entry *entry;	    /* the VM's */
 
-	/* protected by the VM's change lock */
-	unsigned nr_users;
+	/* changed under the VM's change lock */
+	atomic_uint nr_users;
+	atomic_uint nr_lookers; /* of these, who only asks for its size and space, and is done in a moment */
 	bool removed; /* no disk of the VM any more: the layer goes with the last user */
 
 	pthread_rwlock_t swap;
@@ -63,8 +64,10 @@ struct open_head *head_lookup(struct store *store, const struct vm_disk *disk);
 int head_put(struct store *store, struct open_head *oh);
 int head_put_locked(struct store *store, struct open_head *oh); /* the caller holds it */
 
-/* Whether any disk of the VM is open. The caller holds the change lock. */
+/* Whether any disk of the VM is open, but to be looked at. Exact while the caller holds the change lock. */
 bool heads_in_use(struct store *store, const struct entry *entry);
+/* The VM's layers go with the last who looks at them. The caller holds the change lock. */
+void heads_removed(struct store *store, const struct entry *entry);
 
 /* Opens LAYER over BENEATH (may be NULL), whose image locks it takes, into OH. The caller holds swap exclusively, or is alone. */
 int head_attach(struct store *store, struct open_head *oh, const char *layer, struct view *beneath, struct reason *why);

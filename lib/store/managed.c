@@ -277,8 +277,10 @@ int store_remove(struct store *store, struct vm *vm, struct reason *why)
 		err = reason_set(why, -EBUSY, "%s: a disk is open", now->name);
 	else
 		err = remove_durably(store, now, why);
-	if (!err)
+	if (!err) {
+		heads_removed(store, entry);
 		table_withdraw(store, entry);
+	}
 	managed_end(entry, now);
 	if (!err) {
 		jobs_forget_vm(store, vm->id);

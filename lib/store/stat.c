@@ -209,16 +209,28 @@ static int stat_top(struct store *store, const struct vm_disk *disk, const struc
 	return 0;
 }
 
-/* The open head of a managed disk, with a user more; NULL: it isn't open. */
+/* The open head of a managed disk, with one more who looks at it; NULL: it isn't open. */
 static struct open_head *borrow_head(struct store *store, const struct vm *vm, const struct vm_disk *disk)
 {
 	struct entry *entry = table_entry(store, vm->id);
 	pthread_mutex_lock(&entry->change);
 	struct open_head *oh = head_lookup(store, disk);
-	if (oh)
+	if (oh) {
 		oh->nr_users++;
+		oh->nr_lookers++;
+	}
 	pthread_mutex_unlock(&entry->change);
 	return oh;
+}
+
+static int return_head(struct store *store, struct open_head *oh)
+{
+	struct entry *entry = oh->entry;
+	pthread_mutex_lock(&entry->change);
+	oh->nr_lookers--;
+	int err = head_put_locked(store, oh);
+	pthread_mutex_unlock(&entry->change);
+	return err;
 }
 
 static int stat_disk(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, const struct vm_disk *disk,
@@ -233,7 +245,7 @@ static int stat_disk(struct store *store, const struct vm *vm, const struct vm_s
 	struct open_head *oh = disk->layer ? borrow_head(store, vm, disk) : NULL;
 	if (oh) {
 		int err = stat_head(store, oh, &key->stat);
-		int close_err = head_put(store, oh);
+		int close_err = return_head(store, oh);
 		return err ? err : close_err;
 	}
 	key->stat.mode = 0444;

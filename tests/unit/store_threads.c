@@ -68,7 +68,7 @@ static void *clone_now(void *arg)
 		}
 		CHECK(newest(vm, "vda.img") == a);
 		if (i % 2)
-			CHECK(store_remove(store, vm, NULL) == 0);
+			CHECK_ERR(store_remove(store, vm, &why), 0);
 		vm_put(vm);
 	}
 	return NULL;
@@ -88,7 +88,7 @@ static void *clone_snapshots(void *arg)
 		CHECK(disk_read(file, buf, sizeof buf, 0) == 0 && buf[0] == 1);
 		CHECK(disk_write(file, "x", 1, 1000) == 0);
 		CHECK(disk_close(file, NULL) == 0);
-		CHECK(store_remove(store, vm, NULL) == 0);
+		CHECK_ERR(store_remove(store, vm, &why), 0);
 		vm_put(vm);
 		vm_put(from);
 	}
