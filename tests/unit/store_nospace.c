@@ -97,7 +97,9 @@ int main(void)
 	struct disk_file *made = NULL;
 	CHECK_ERR(disk_create(store, vm, "vdb.img", 0600, getuid(), getgid(), &made, &why), -ENOSPC);
 	CHECK_ERR(store_rename(store, vm, PLACE_CLONES, "renamed", &why), -ENOSPC);
-	CHECK(!find("new") && !find("renamed") && find("kept"));
+	struct vm *kept = find("kept");
+	CHECK(!find("new") && !find("renamed") && kept);
+	vm_put(kept);
 	CHECK(nr_files() == before);
 	int err = 0;
 	for (uint64_t off = 1 << 20; !err && off < 3 << 20; off += sizeof block)
