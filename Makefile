@@ -1,5 +1,6 @@
 # make            build/vmsnapfs
 # make check      what scripts/test runs, without setting anything up
+# make bench      what scripts/bench runs
 # make install    to DESTDIR PREFIX
 # make SAN=address,undefined  or  SAN=thread   into build-SAN/
 ifeq ($(origin CC),default)
@@ -27,17 +28,20 @@ ALL_LDFLAGS = -pthread $(if $(SAN),-fsanitize=$(SAN)) $(LDFLAGS)
 LIB_SRC := $(sort $(wildcard lib/*/*.c))
 FS_SRC := $(sort $(wildcard fs/*.c))
 TOOL_SRC := $(sort $(wildcard tests/tools/*.c))
+BENCH_SRC := $(sort $(wildcard tests/bench/*.c))
 UNIT_SRC := $(sort $(wildcard tests/unit/*.c))
 LIB_OBJ := $(LIB_SRC:%.c=$(BUILD)/%.o)
 FS_OBJ := $(FS_SRC:%.c=$(BUILD)/%.o)
 LIB := $(BUILD)/libvmsnapfs.a
 TOOLS := $(TOOL_SRC:tests/tools/%.c=$(BUILD)/tools/%)
+BENCHES := $(BENCH_SRC:tests/bench/%.c=$(BUILD)/bench/%)
 UNITS := $(UNIT_SRC:tests/unit/%.c=$(BUILD)/unit/%)
 
-.PHONY: all lib tests check clean install uninstall format
+.PHONY: all lib tests bench check clean install uninstall format
 all: $(BUILD)/vmsnapfs
 lib: $(LIB)
-tests: $(TOOLS) $(UNITS)
+tests: $(TOOLS) $(UNITS) $(BENCHES)
+bench: all $(BENCHES)
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
@@ -53,6 +57,10 @@ $(BUILD)/vmsnapfs: $(FS_OBJ) $(LIB)
 $(BUILD)/tools/%: $(BUILD)/tests/tools/%.o $(LIB)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $< $(LIB) $(shell pkg-config --libs $(LIB_PKGS))
+
+$(BUILD)/bench/%: $(BUILD)/tests/bench/%.o
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $< $(shell pkg-config --libs fuse3)
 
 # Its own idea of what a write is: see the file.
 $(BUILD)/unit/block_powercut: LDFLAGS += -Wl,--wrap=file_write,--wrap=file_sync,--wrap=fallocate64,--wrap=ftruncate64
