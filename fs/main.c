@@ -71,6 +71,7 @@ static int fs_open_store(struct fs *fs, const struct options *options)
 				      .mountpoint = options->mountpoint,
 				      .allow_devices = options->allow_devices,
 				      .read_only = options->read_only,
+				      .index_bytes = options->index_bytes,
 				      .log = events_sink(fs->events)};
 	int err = store_open(&config, &fs->store, &why);
 	if (err) {

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,6 +12,7 @@
 #include "fs/mountpoint.h"
 
 #define DEFAULT_THREADS 8
+#define INDEX_BYTES_MIN (1u << 20)
 
 enum { KEY_TRUST, KEY_KEEP, KEY_RO, KEY_ALLOW_OTHER, KEY_DEBUG, KEY_DISCARD };
 
@@ -26,6 +28,7 @@ static const struct fuse_opt option_table[] = {
 	FIELD("snapshots=%s", snapshots, 0),
 	FIELD("block_devices", allow_devices, 1),
 	FIELD("max_threads=%u", max_threads, 0),
+	FIELD("index=%s", index, 0),
 	FUSE_OPT_KEY("trust=", KEY_TRUST),
 	FUSE_OPT_KEY("ro", KEY_RO),
 	FUSE_OPT_KEY("allow_other", KEY_ALLOW_OTHER),
@@ -119,10 +122,33 @@ static int add_mount_options(struct options *options)
 	return err ? -ENOMEM : 0;
 }
 
+/* 64M, 1G, 300000K, 1048576. */
+static int parse_index_size(struct options *options)
+{
+	static const char units[] = "KMGT";
+	if (!options->index)
+		return 0;
+	char *end = NULL;
+	errno = 0;
+	unsigned long long n =
+	    *options->index >= '0' && *options->index <= '9' ? strtoull(options->index, &end, 10) : 0;
+	const char *unit = n && *end ? strchr(units, *end) : NULL;
+	unsigned shift = unit ? 10 * (unsigned)(unit - units + 1) : 0;
+	if (!n || errno || (*end && (!unit || end[1])) || n > SIZE_MAX >> shift || n << shift < INDEX_BYTES_MIN ||
+	    n << shift > SIZE_MAX / 2) {
+		fprintf(stderr, "vmsnapfs: index=%s: not a size of 1M or more, such as 64M or 1G\n", options->index);
+		return -EINVAL;
+	}
+	options->index_bytes = (size_t)n << shift;
+	return 0;
+}
+
 int options_parse(int argc, char **argv, struct options *ret)
 {
 	struct options options = {.args = FUSE_ARGS_INIT(argc, argv), .max_threads = DEFAULT_THREADS};
 	int err = fuse_opt_parse(&options.args, &options, option_table, take_option) < 0 ? -EINVAL : 0;
+	if (!err)
+		err = parse_index_size(&options);
 	if (!err && !options.show_help && !options.show_version) {
 		if (!options.mountpoint) {
 			fprintf(stderr, "usage: vmsnapfs [-o OPTION,...] [-f] SOURCE MOUNTPOINT\n"
@@ -154,6 +180,7 @@ void options_help(void)
 	       "    -o ro                  change nothing, not even clones\n"
 	       "    -o allow_other         for all users, each with the rights that the images give\n"
 	       "    -o max_threads=N       threads that serve requests (%d)\n"
+	       "    -o index=SIZE          memory for the index of where chains have their data (64M)\n"
 	       "\n"
 	       "FUSE options:\n",
 	       DEFAULT_THREADS);
@@ -228,6 +255,7 @@ void options_done(struct options *options)
 	free(options->source);
 	free(options->mountpoint);
 	free(options->store);
+	free(options->index);
 	free(options->snapshots);
 	for (size_t i = 0; i < options->nr_trust; i++)
 		free(options->trust[i]);

@@ -10,6 +10,8 @@ struct options {
 	int foreground, debug, show_help, show_version;
 	int read_only, allow_devices, allow_other;
 	unsigned max_threads;
+	char *index; /* as it was given; NULL: not at all */
+	size_t index_bytes;
 	char *source; /* directories: absolute and real once options_check() has passed */
 	char *mountpoint;
 	char *store; /* NULL: not given */

@@ -11,15 +11,17 @@
 #include "base/mem.h"
 #include "block/qcow2_format.h"
 
-#define NR_BUCKETS	   1024u
-#define MAX_UNUSED	   512u /* images that stay open without a user */
-#define TABLE_CACHE_BYTES  (32u << 20)
+#define NR_BUCKETS          1024u
+#define MAX_UNUSED          512u /* images that stay open without a user */
+#define TABLE_CACHE_BYTES   (12u << 20)
 #define CLUSTER_CACHE_BYTES (16u << 20)
 
 struct image_cache {
 	const struct trust *trust; /* borrowed */
 	struct table_cache *tables;
 	struct cluster_cache *clusters;
+	struct chain_ids *chain_ids;
+	struct index *index;
 	pthread_mutex_t lock;
 	/* protected by lock */
 	struct image *buckets[NR_BUCKETS];
@@ -165,7 +167,7 @@ bool image_is_current(const struct image *image)
 
 /* --- the cache ---------------------------------------------------------------------------------------------------------- */
 
-int image_cache_new(const struct trust *trust, struct image_cache **ret)
+int image_cache_new(const struct trust *trust, size_t index_bytes, struct image_cache **ret)
 {
 	struct image_cache *cache = calloc(1, sizeof *cache);
 	if (!cache)
@@ -175,6 +177,10 @@ int image_cache_new(const struct trust *trust, struct image_cache **ret)
 	int err = table_cache_new(TABLE_CACHE_BYTES, &cache->tables);
 	if (!err)
 		err = cluster_cache_new(CLUSTER_CACHE_BYTES, &cache->clusters);
+	if (!err)
+		err = chain_ids_new(&cache->chain_ids);
+	if (!err)
+		err = index_new(index_bytes ? index_bytes : IMAGE_INDEX_BYTES, &cache->index);
 	if (err)
 		image_cache_free(cache);
 	else
@@ -190,6 +196,8 @@ void image_cache_free(struct image_cache *cache)
 		newer = image->newer;
 		image_free(image);
 	}
+	index_free(cache->index);
+	chain_ids_free(cache->chain_ids);
 	table_cache_free(cache->tables);
 	cluster_cache_free(cache->clusters);
 	pthread_mutex_destroy(&cache->lock);
@@ -204,6 +212,16 @@ struct table_cache *image_cache_tables(const struct image_cache *cache)
 struct cluster_cache *image_cache_clusters(const struct image_cache *cache)
 {
 	return cache->clusters;
+}
+
+struct index *image_cache_index(const struct image_cache *cache)
+{
+	return cache->index;
+}
+
+struct chain_ids *image_cache_chain_ids(const struct image_cache *cache)
+{
+	return cache->chain_ids;
 }
 
 static struct image **bucket_of(struct image_cache *cache, const struct stat *st)

@@ -35,8 +35,10 @@ struct image_snapshot {
 struct image;       /* counted references: image_open, image_put */
 struct image_cache; /* every open image, and the bounded caches of tables and decompressed clusters */
 
-/* TRUST is borrowed and outlives the cache. */
-int image_cache_new(const struct trust *trust, struct image_cache **ret);
+#define IMAGE_INDEX_BYTES (64u << 20)
+
+/* TRUST is borrowed and outlives the cache. INDEX_BYTES bounds the collapsed index of all chains (index.h); 0: IMAGE_INDEX_BYTES. */
+int image_cache_new(const struct trust *trust, size_t index_bytes, struct image_cache **ret);
 void image_cache_free(struct image_cache *cache);
 /* Lets go of every unused image whose file was deleted or has changed: an open descriptor would keep its space. */
 void image_cache_trim(struct image_cache *cache);

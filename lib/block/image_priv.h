@@ -4,9 +4,11 @@
 
 #include <pthread.h>
 
+#include "block/chain_ids.h"
 #include "block/cluster_cache.h"
 #include "block/image.h"
 #include "block/image_locks.h"
+#include "block/index.h"
 #include "block/qcow2_header.h"
 #include "block/table_cache.h"
 #include "block/view.h"
@@ -48,8 +50,14 @@ struct layer {
 	uint64_t virtual_size;
 };
 
+/* Where a qcow2 layer has the L2 table for GUEST_OFF; 0: nowhere, nor for what follows up to RET_EMPTY_END, END at most. The offset is
+ * unchecked. */
+int layer_l2_table(const struct layer *layer, uint64_t guest_off, uint64_t end, uint64_t *ret_l2_offset, uint64_t *ret_empty_end);
+
 struct table_cache *image_cache_tables(const struct image_cache *cache);
 struct cluster_cache *image_cache_clusters(const struct image_cache *cache);
+struct index *image_cache_index(const struct image_cache *cache);
+struct chain_ids *image_cache_chain_ids(const struct image_cache *cache);
 
 /* Where the bytes of its EXTENT_DATA are. */
 int image_data_fd(const struct image *image);

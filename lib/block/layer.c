@@ -32,8 +32,10 @@ static int raw_map(const struct image *image, uint64_t off, uint64_t len, bool e
 	return 0;
 }
 
-/* Looks up an L1 entry; where it is empty, RET_EMPTY says how many are from here on (in this page at least one). */
-static int l1_lookup(const struct layer *layer, uint64_t l1_index, uint64_t *ret_l2_offset, uint64_t *ret_empty)
+/* Looks up an L1 entry; where it is empty, RET_EMPTY says how many are from here on (in this page, at least one, MAX at
+ * most). */
+static int l1_lookup(const struct layer *layer, uint64_t l1_index, uint64_t max, uint64_t *ret_l2_offset,
+                     uint64_t *ret_empty)
 {
 	struct table_cache *tables = image_cache_tables(layer->image->cache);
 	uint64_t byte = layer->l1_offset + l1_index * 8;
@@ -44,12 +46,27 @@ static int l1_lookup(const struct layer *layer, uint64_t l1_index, uint64_t *ret
 	unsigned word = (unsigned)(byte >> 3) & (TABLE_PAGE_WORDS - 1);
 	*ret_l2_offset = be64_get(page->words[word]) & QCOW2_OFFSET_MASK;
 	uint64_t nr = 0;
-	while (word + nr < TABLE_PAGE_WORDS && l1_index + nr < layer->l1_size &&
-	       !(be64_get(page->words[word + nr]) & QCOW2_OFFSET_MASK))
+	max = min_u64(max, layer->l1_size - l1_index);
+	while (nr < max && word + nr < TABLE_PAGE_WORDS && !(be64_get(page->words[word + nr]) & QCOW2_OFFSET_MASK))
 		nr++;
 	*ret_empty = nr;
 	table_cache_put(tables, page);
 	return 0;
+}
+
+int layer_l2_table(const struct layer *layer, uint64_t guest_off, uint64_t end, uint64_t *ret_l2_offset,
+                   uint64_t *ret_empty_end)
+{
+	unsigned span_bits = qcow2_l2_span_bits(&layer->image->header.geo);
+	uint64_t l1_index = guest_off >> span_bits, nr_empty = 0;
+	*ret_l2_offset = 0;
+	*ret_empty_end = end;
+	if (l1_index >= layer->l1_size)
+		return 0;
+	int err = l1_lookup(layer, l1_index, ((end - 1) >> span_bits) - l1_index + 1, ret_l2_offset, &nr_empty);
+	if (!err && l1_index + nr_empty < layer->l1_size)
+		*ret_empty_end = min_u64(end, (l1_index + nr_empty) << span_bits);
+	return err;
 }
 
 static int l2_map(const struct layer *layer, uint64_t l2_offset, uint64_t guest_off, struct extent *ret)
@@ -76,21 +93,14 @@ static int l2_map(const struct layer *layer, uint64_t l2_offset, uint64_t guest_
 
 static int qcow2_map(const struct layer *layer, uint64_t guest_off, uint64_t len, struct extent *ret)
 {
-	unsigned span_bits = qcow2_l2_span_bits(&layer->image->header.geo);
-	uint64_t l1_index = guest_off >> span_bits;
-	struct extent e = {.kind = EXTENT_UNALLOCATED, .len = len};
-	if (l1_index < layer->l1_size) {
-		uint64_t l2_offset = 0, nr_empty = 0;
-		int err = l1_lookup(layer, l1_index, &l2_offset, &nr_empty);
-		if (!err && l2_offset)
-			err = l2_map(layer, l2_offset, guest_off, &e);
-		else if (!err && l1_index + nr_empty < layer->l1_size)
-			e.len = ((l1_index + nr_empty) << span_bits) - guest_off;
-		if (err)
-			return err;
-	}
+	struct extent e = {.kind = EXTENT_UNALLOCATED};
+	uint64_t l2_offset = 0, empty_end = guest_off;
+	int err = layer_l2_table(layer, guest_off, guest_off + min_u64(len, UINT64_MAX - guest_off), &l2_offset, &empty_end);
+	e.len = empty_end - guest_off;
+	if (!err && l2_offset)
+		err = l2_map(layer, l2_offset, guest_off, &e);
 	*ret = e;
-	return 0;
+	return err;
 }
 
 int layer_map(const struct layer *layer, uint64_t guest_off, uint64_t len, bool exact, struct extent *ret)

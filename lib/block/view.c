@@ -11,14 +11,21 @@
 #include "block/image_priv.h"
 #include "block/qcow2_format.h"
 
-/* Lookups in layers that view_allocated spends before it takes the files' word for it. */
+/* Lookups that view_allocated spends before it takes the files' word for it; a layer that is asked for a new span of the index is
+ * as much as a few. */
 #define ALLOCATED_LOOKUPS_MAX 65536u
+#define ASKED_COSTS	      4u
+
+/* Extents that a read asks the index for at a time. */
+#define READ_EXTENTS 16u
 
 struct view {
 	atomic_uint nr_users;
-	struct layer *layers; /* top first */
+	struct image_cache *cache; /* borrowed */
+	struct layer *layers;      /* top first */
 	size_t nr_layers, cap_layers;
 	uint64_t virtual_size;
+	struct chain_id *chain_id;
 };
 
 static uint64_t min_u64(uint64_t a, uint64_t b)
@@ -34,6 +41,8 @@ static void view_free(struct view *view)
 		return;
 	for (size_t i = 0; i < view->nr_layers; i++)
 		image_put(view->layers[i].image);
+	if (view->chain_id)
+		chain_id_put(image_cache_chain_ids(view->cache), view->chain_id);
 	free(view->layers);
 	free(view);
 }
@@ -111,11 +120,13 @@ static int push_backing(struct image_cache *cache, struct view *view, struct ima
 	return 0;
 }
 
-static struct view *view_new(void)
+static struct view *view_new(struct image_cache *cache)
 {
 	struct view *view = calloc(1, sizeof *view);
-	if (view)
+	if (view) {
 		atomic_init(&view->nr_users, 1);
+		view->cache = cache;
+	}
 	return view;
 }
 
@@ -137,13 +148,11 @@ static int push_top(struct image_cache *cache, struct view *view, const struct d
 	return push_layer(view, image, snapshot);
 }
 
-int view_open(struct image_cache *cache, const struct disk_source *source, struct view **ret, struct reason *why)
+/* The layers are complete, or opening them failed with ERR. */
+static int finish_open(struct view *view, int err, struct view **ret)
 {
-	struct view *view = view_new();
-	auto_free char *dir = named_dir(NULL, source->path);
-	int err = view && dir ? push_top(cache, view, source, why) : -ENOMEM;
 	if (!err)
-		err = push_backing(cache, view, view->layers[0].image, &dir, why);
+		err = chain_id_get(image_cache_chain_ids(view->cache), view->layers, view->nr_layers, &view->chain_id);
 	if (err) {
 		view_free(view);
 		return err;
@@ -153,22 +162,26 @@ int view_open(struct image_cache *cache, const struct disk_source *source, struc
 	return 0;
 }
 
+int view_open(struct image_cache *cache, const struct disk_source *source, struct view **ret, struct reason *why)
+{
+	struct view *view = view_new(cache);
+	auto_free char *dir = named_dir(NULL, source->path);
+	int err = view && dir ? push_top(cache, view, source, why) : -ENOMEM;
+	if (!err)
+		err = push_backing(cache, view, view->layers[0].image, &dir, why);
+	return finish_open(view, err, ret);
+}
+
 int view_open_backing(struct image_cache *cache, struct image *image, struct view **ret, struct reason *why)
 {
 	if (!image_backing_name(image)) {
 		*ret = NULL;
 		return 0;
 	}
-	struct view *view = view_new();
+	struct view *view = view_new(cache);
 	auto_free char *dir = named_dir(NULL, image_path(image));
 	int err = view && dir ? push_backing(cache, view, image, &dir, why) : -ENOMEM;
-	if (err) {
-		view_free(view);
-		return err;
-	}
-	view->virtual_size = view->layers[0].virtual_size;
-	*ret = view;
-	return 0;
+	return finish_open(view, err, ret);
 }
 
 struct view *view_ref(struct view *view)
@@ -232,18 +245,17 @@ void view_access(const struct view *view, struct access *ret)
 
 /* --- reading --------------------------------------------------------------------------------------------------------- */
 
-/* The first extent through all layers. NR_LOOKUPS counts the layers asked. */
-static int map_layers(struct view *view, uint64_t guest_off, uint64_t len, bool exact, struct extent *ret, uint64_t *nr_lookups)
+/* The first extent through all layers, by asking each: where the index can't tell. */
+static int map_layers(const struct view *view, uint64_t guest_off, uint64_t len, struct extent *ret)
 {
 	for (size_t i = 0; i < view->nr_layers; i++) {
 		const struct layer *layer = &view->layers[i];
 		if (guest_off >= layer->virtual_size)
 			break; /* a shorter layer hides what is longer below it */
 		struct extent e;
-		int err = layer_map(layer, guest_off, min_u64(len, layer->virtual_size - guest_off), exact, &e);
+		int err = layer_map(layer, guest_off, min_u64(len, layer->virtual_size - guest_off), false, &e);
 		if (err)
 			return err;
-		++*nr_lookups;
 		if (e.kind != EXTENT_UNALLOCATED) {
 			*ret = e;
 			return 0;
@@ -254,10 +266,64 @@ static int map_layers(struct view *view, uint64_t guest_off, uint64_t len, bool 
 	return 0;
 }
 
+/* At most NR extents. NR_ASKED: see index_map(). */
+static int map_piece(const struct view *view, uint64_t guest_off, uint64_t len, struct extent *ret, size_t nr, size_t *ret_nr,
+		     uint64_t *nr_asked)
+{
+	*ret_nr = 1;
+	if (guest_off >= view->virtual_size) {
+		*ret = (struct extent){.guest_off = guest_off, .len = len, .kind = EXTENT_ZERO};
+		return 0;
+	}
+	struct chain chain = {view->layers, view->nr_layers, view->virtual_size, view->chain_id};
+	int err = index_map(image_cache_index(view->cache), &chain, guest_off, len, ret, nr, ret_nr, nr_asked);
+	if (!err || err == -EUCLEAN)
+		return err;
+	*ret_nr = 1;
+	return map_layers(view, guest_off, len, ret);
+}
+
+/* Where no layer has an L2 table nothing is to be looked up, be it terabytes: how many bytes from GUEST_OFF on are
+ * such. The last layer is asked first: most chains have something in it. */
+static uint64_t empty_len(const struct view *view, uint64_t guest_off, uint64_t len)
+{
+	uint64_t end = guest_off + min_u64(len, UINT64_MAX - guest_off);
+	for (size_t i = view->nr_layers; i-- > 0 && guest_off < end;) {
+		const struct layer *layer = &view->layers[i];
+		uint64_t l2_offset = 0, empty_end = end;
+		if (guest_off >= layer->virtual_size)
+			continue; /* neither it nor what is below it has anything here */
+		if (layer->image->format == IMAGE_RAW ||
+		    layer_l2_table(layer, guest_off, end, &l2_offset, &empty_end) < 0 || l2_offset)
+			return 0;
+		end = empty_end;
+	}
+	return end - guest_off;
+}
+
+/* A raw layer's holes, which only a look at the file tells. */
+static int map_raw_holes(struct extent *e)
+{
+	struct layer layer = {.image = e->image};
+	return layer_map(&layer, e->guest_off, e->len, true, e);
+}
+
+static int map_exactly(const struct view *view, uint64_t guest_off, uint64_t len, struct extent *ret, uint64_t *nr_asked)
+{
+	size_t nr = 0;
+	struct extent e = {.guest_off = guest_off, .len = empty_len(view, guest_off, len), .kind = EXTENT_ZERO};
+	int err = e.len ? 0 : map_piece(view, guest_off, len, &e, 1, &nr, nr_asked);
+	if (!err && e.kind == EXTENT_DATA && e.image->format == IMAGE_RAW)
+		err = map_raw_holes(&e);
+	if (!err)
+		*ret = e;
+	return err;
+}
+
 int view_map(struct view *view, uint64_t guest_off, uint64_t len, struct extent *ret)
 {
-	uint64_t nr_lookups = 0;
-	return map_layers(view, guest_off, len, true, ret, &nr_lookups);
+	uint64_t nr_asked = 0;
+	return map_exactly(view, guest_off, len, ret, &nr_asked);
 }
 
 int extent_fd(const struct extent *extent)
@@ -294,28 +360,41 @@ static bool extent_continues(const struct extent *a, const struct extent *b)
 	return a->kind == EXTENT_ZERO || (a->image == b->image && a->host_off + a->len == b->host_off);
 }
 
+/* Collects extents that one read serves. */
+struct run {
+	struct extent e;
+	char *to;
+};
+
+static int run_add(struct run *run, const struct extent *e)
+{
+	if (run->e.len && extent_continues(&run->e, e)) {
+		run->e.len += e->len;
+		return 0;
+	}
+	int err = run->e.len ? read_extent(&run->e, run->to) : 0;
+	run->to += run->e.len;
+	run->e = *e;
+	return err;
+}
+
 int view_read(struct view *view, void *buf, size_t len, uint64_t guest_off)
 {
-	struct extent run = {0};
-	char *to = buf;
-	uint64_t nr_lookups = 0;
+	struct run run = {.to = buf};
 	while (len) {
-		struct extent e;
-		int err = map_layers(view, guest_off, len, false, &e, &nr_lookups);
-		if (!err && run.len && extent_continues(&run, &e)) {
-			run.len += e.len;
-		} else if (!err) {
-			if (run.len)
-				err = read_extent(&run, to);
-			to += run.len;
-			run = e;
+		struct extent extents[READ_EXTENTS];
+		size_t nr = 0;
+		uint64_t nr_asked = 0;
+		int err = map_piece(view, guest_off, len, extents, READ_EXTENTS, &nr, &nr_asked);
+		for (size_t i = 0; i < nr && !err; i++) {
+			err = run_add(&run, &extents[i]);
+			guest_off += extents[i].len;
+			len -= extents[i].len;
 		}
 		if (err)
 			return err;
-		guest_off += e.len;
-		len -= e.len;
 	}
-	return run.len ? read_extent(&run, to) : 0;
+	return run.e.len ? read_extent(&run.e, run.to) : 0;
 }
 
 int view_read_vmstate(struct view *view, void *buf, size_t len, uint64_t off)
@@ -353,16 +432,16 @@ static uint64_t files_bytes(const struct view *view)
 
 int view_allocated(struct view *view, uint64_t *ret_bytes)
 {
-	uint64_t nr_lookups = 0, sum = 0;
+	uint64_t nr_lookups = 0, nr_asked = 0, sum = 0;
 	for (uint64_t off = 0; off < view->virtual_size;) {
 		struct extent e;
-		int err = map_layers(view, off, view->virtual_size - off, true, &e, &nr_lookups);
+		int err = map_exactly(view, off, view->virtual_size - off, &e, &nr_asked);
 		if (err)
 			return err;
 		if (e.kind != EXTENT_ZERO)
 			sum += e.len;
 		off += e.len;
-		if (nr_lookups > ALLOCATED_LOOKUPS_MAX) {
+		if (++nr_lookups + nr_asked * ASKED_COSTS > ALLOCATED_LOOKUPS_MAX) {
 			sum = min_u64(files_bytes(view), view->virtual_size);
 			break;
 		}

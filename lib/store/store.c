@@ -172,9 +172,9 @@ static int set_up_trust(struct store *store, const struct store_config *config, 
 	return err;
 }
 
-static int make_parts(struct store *store)
+static int make_parts(struct store *store, const struct store_config *config)
 {
-	int err = image_cache_new(store->trust, &store->images);
+	int err = image_cache_new(store->trust, config->index_bytes, &store->images);
 	if (!err)
 		err = found_new(&store->found);
 	if (!err)
@@ -224,7 +224,7 @@ int store_open(const struct store_config *config, struct store **ret, struct rea
 	if (!err)
 		err = set_up_trust(store, config, why);
 	if (!err)
-		err = make_parts(store);
+		err = make_parts(store, config);
 	if (!err)
 		err = load_managed(store, why);
 	if (err) {

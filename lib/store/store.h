@@ -36,6 +36,7 @@ struct store_config {
 	size_t nr_trust_dirs;
 	const char *mountpoint; /* absolute, real; NULL: none. Never read from */
 	bool allow_devices;
+	size_t index_bytes; /* bounds the collapsed index; 0: the default */
 	bool read_only; /* don't make a store; one that is there is only looked at, without its lock */
 	struct log_sink log;
 };

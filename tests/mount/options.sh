@@ -29,6 +29,7 @@ refuses "no such file" src nowhere
 refuses "not a directory" src/web.xml mnt
 refuses "not a directory" src src/web.xml
 refuses "unknown option" -o nonsense=1 src mnt
+for size in 0 1K 1023K -1 64Q M 1MM 99999999999999999999 99999999T; do refuses "index=$size" -o "index=$size" src mnt; done
 refuses "no such file" -o trust=/nowhere src mnt
 refuses "no such file" -o snapshots=/nowhere src mnt
 mkdir src/inside
@@ -64,7 +65,7 @@ is_mounted "$PWD/mnt2" && fail "two daemons on one store"
 unmount mnt
 
 say "ro"
-mount_at src mnt -o "ro,store=$PWD/store"
+mount_at src mnt -o "ro,index=1M,store=$PWD/store"
 refused EROFS mkdir mnt/clones/web@installed/more
 refused EROFS dd if=/dev/zero of=mnt/clones/here/disks/vda.img bs=512 count=1 conv=notrunc
 same mnt/clones/here/disks/vda.img want/installed-vda.img

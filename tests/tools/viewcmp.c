@@ -127,7 +127,7 @@ int main(int argc, char **argv)
 	unsigned nr = 0, nr_bad = 0;
 
 	if (argc != 3 || trust_new(&trust) < 0 || trust_add(trust, argv[1], NULL) < 0 ||
-	    image_cache_new(trust, &cache) < 0)
+	    image_cache_new(trust, 0, &cache) < 0)
 		return 2;
 	srandom((unsigned)strtoul(argv[2], NULL, 10));
 	while (fgets(line, sizeof(line), stdin)) {

@@ -144,7 +144,7 @@ int main(int argc, char **argv)
 	snprintf(head_path, sizeof head_path, "%s/head.qcow2", dir);
 	CHECK(trust_new(&trust));
 	CHECK(trust_add(trust, dir, &why));
-	CHECK(image_cache_new(trust, &cache));
+	CHECK(image_cache_new(trust, 0, &cache));
 	CHECK(view_open(cache, &(struct disk_source){path, IMAGE_RAW, NULL}, &view, &why));
 	int dirfd = open(dir, O_RDONLY | O_DIRECTORY);
 	struct overlay_spec spec = {.virtual_size = 0};

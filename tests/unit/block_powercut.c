@@ -222,7 +222,7 @@ int main(int argc, char **argv)
 	struct image_cache *cache = NULL;
 	struct view *view = NULL;
 	struct reason why = {""};
-	if (system(cmd) != 0 || trust_new(&trust) || trust_add(trust, dir, &why) || image_cache_new(trust, &cache) ||
+	if (system(cmd) != 0 || trust_new(&trust) || trust_add(trust, dir, &why) || image_cache_new(trust, 0, &cache) ||
 	    view_open(cache, &(struct disk_source){base, IMAGE_RAW, NULL}, &view, &why))
 		fail(why.text, 0);
 	int dirfd = open(dir, O_RDONLY | O_DIRECTORY);
