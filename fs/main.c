@@ -1,6 +1,7 @@
 /* vmsnapfs: options, and how the parts are put together. */
 #include <errno.h>
 #include <fuse_lowlevel.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -8,6 +9,8 @@
 #include <unistd.h>
 
 #include "base/mem.h"
+#include "fs/channel.h"
+#include "fs/loop.h"
 #include "fs/ops.h"
 #include "fs/options.h"
 
@@ -93,16 +96,13 @@ static int fs_open_store(struct fs *fs, const struct options *options)
 
 static int serve(struct fs *fs, struct fuse_session *session, const struct options *options)
 {
-	struct fuse_loop_config *config = fuse_loop_cfg_create();
-	if (!config)
-		return -ENOMEM;
-	fuse_loop_cfg_set_clone_fd(config, 1);
-	fuse_loop_cfg_set_max_threads(config, options->max_threads);
+	sigset_t signals;
+	loop_block_signals(&signals);
 	int err = store_start(fs->store);
 	if (!err)
-		err = fuse_session_loop_mt(session, config);
-	fuse_loop_cfg_destroy(config);
-	return err < 0 ? err : 0; /* ended by an unmount or by a signal */
+		err = loop_run(session, options->max_threads, &signals);
+	pthread_sigmask(SIG_SETMASK, &signals, NULL);
+	return err;
 }
 
 /* Whatever can fail fails before the daemon goes into the background. */
@@ -115,7 +115,9 @@ static int mount_and_serve(struct fs *fs, struct fuse_session *session, const st
 		return -EINVAL;
 	err = fuse_session_mount(session, options->mountpoint) < 0 ? -EINVAL : 0;
 	if (!err) {
-		err = fuse_daemonize(options->foreground) < 0 ? -EINVAL : serve(fs, session, options);
+		err = channel_attach(session);
+		if (!err)
+			err = fuse_daemonize(options->foreground) < 0 ? -EINVAL : serve(fs, session, options);
 		fuse_session_unmount(session);
 	}
 	fuse_remove_signal_handlers(session);

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "base/mem.h"
+#include "fs/loop.h"
 #include "fs/ops.h"
 
 #define COPY_CHUNK (1u << 20)
@@ -70,7 +71,7 @@ void ops_read(fuse_req_t req, fuse_ino_t ino, size_t len, off_t off, struct fuse
 {
 	(void)ino;
 	struct handle *handle = ops_handle(fi);
-	auto_free char *buf = malloc(len);
+	char *buf = loop_reply_buffer(len);
 	ssize_t n = buf ? read_handle(ops_fs(req), handle, buf, len, (uint64_t)off) : -ENOMEM;
 	if (n < 0)
 		ops_fail(req, handle->place, "read", NULL, (int)n, NULL);

@@ -1,0 +1,98 @@
+#include "fs/channel.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "fs/kernel.h"
+
+/* The kernel's connection is one for the process, as is what it has agreed to. */
+static struct channel_features features;
+static _Thread_local int own_fd = -1;
+static _Thread_local uint32_t offered, offered2; /* by the INIT that this thread is answering */
+static _Thread_local bool answering_init;
+
+const struct channel_features *channel_features(void)
+{
+	return &features;
+}
+
+void channel_use(int fd)
+{
+	own_fd = fd;
+}
+
+static void look_for_init(const void *buf, size_t len)
+{
+	const struct fuse_in_header *in = buf;
+	struct kernel_init_in init = {0};
+	if (len < sizeof *in || in->opcode != FUSE_INIT)
+		return;
+	memcpy(&init, in + 1, len - sizeof *in < sizeof init ? len - sizeof *in : sizeof init);
+	offered = init.flags;
+	offered2 = init.flags & FUSE_INIT_EXT ? init.flags2 : 0;
+	answering_init = true;
+}
+
+/* HANDLE_KILLPRIV_V2: without it each small write is preceded by a GETXATTR of security.capability. Set-user-id bits aren't kept here anyway. */
+static void complete_init(struct kernel_init_out *out)
+{
+	out->flags |= offered & (FUSE_HANDLE_KILLPRIV_V2 | FUSE_INIT_EXT);
+	if (!(out->flags & FUSE_INIT_EXT))
+		return;
+	out->flags2 |= offered2 & (KERNEL_INIT2_DIRECT_IO_ALLOW_MMAP | KERNEL_INIT2_PASSTHROUGH);
+	if (out->flags2 & KERNEL_INIT2_PASSTHROUGH) {
+		out->max_stack_depth = 1; /* the files behind lie on a filesystem that isn't stacked itself */
+		features.passthrough = true;
+	}
+}
+
+static ssize_t reply(int fd, struct iovec *iov, int count, void *userdata)
+{
+	(void)userdata;
+	if (answering_init && count == 2 && iov[1].iov_len == sizeof(struct kernel_init_out)) {
+		answering_init = false;
+		complete_init(iov[1].iov_base);
+	}
+	return writev(own_fd >= 0 ? own_fd : fd, iov, count);
+}
+
+/* libfuse wants one; our threads call channel_receive() instead. */
+static ssize_t read_blocking(int fd, void *buf, size_t len, void *userdata)
+{
+	(void)userdata;
+	return read(fd, buf, len);
+}
+
+int channel_attach(struct fuse_session *session)
+{
+	static const struct fuse_custom_io io = {.writev = reply, .read = read_blocking};
+	return fuse_session_custom_io(session, &io, fuse_session_fd(session));
+}
+
+int channel_clone(struct fuse_session *session)
+{
+	int fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
+	uint32_t master = (uint32_t)fuse_session_fd(session);
+	if (fd < 0)
+		return -errno;
+	if (ioctl(fd, FUSE_DEV_IOC_CLONE, &master) < 0) {
+		int err = -errno;
+		close(fd);
+		return err;
+	}
+	return fd;
+}
+
+ssize_t channel_receive(int fd, void *buf, size_t cap)
+{
+	ssize_t n = read(fd, buf, cap);
+	if (n > 0)
+		look_for_init(buf, (size_t)n);
+	/* ENOENT: the request was interrupted before it was read. */
+	if (n < 0)
+		return errno == EAGAIN || errno == EINTR || errno == ENOENT ? 0 : -errno;
+	return n ? n : -ENODEV;
+}

@@ -1,0 +1,31 @@
+/* The way to the kernel: one /dev/fuse descriptor for each thread, and the INIT reply completed by what libfuse 3.14 has no word for.
+ *
+ * A request must be answered on the descriptor that it was read from. libfuse writes its replies through channel_attach()'s functions, in the
+ * thread that handles the request, on the descriptor which that thread has chosen with channel_use(). */
+#ifndef FS_CHANNEL_H
+#define FS_CHANNEL_H
+
+#include <fuse_lowlevel.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/types.h>
+
+/* What the kernel has agreed to. Written once, when it says INIT. */
+struct channel_features {
+	bool passthrough; /* it can; whether we may (CAP_SYS_ADMIN), the first try shows */
+};
+
+/* Puts itself between SESSION, which is mounted, and its descriptor. */
+int channel_attach(struct fuse_session *session);
+const struct channel_features *channel_features(void);
+
+/* A further descriptor on the session's connection; the caller closes it. A negative errno: there is only one, then. */
+int channel_clone(struct fuse_session *session);
+
+/* This thread reads and answers on FD from now on. */
+void channel_use(int fd);
+
+/* Waits for a request. 0: try again; -ENODEV: unmounted. A cancellation point. */
+ssize_t channel_receive(int fd, void *buf, size_t cap);
+
+#endif
