@@ -7,9 +7,12 @@
 #include <unistd.h>
 
 #include "fs/kernel.h"
+#include "fs/readahead.h"
 
 /* The kernel's connection is one for the process, as is what it has agreed to. */
 static struct channel_features features;
+static int session_fd = -1;
+static const char *mounted_on;
 static _Thread_local int own_fd = -1;
 static _Thread_local uint32_t offered, offered2; /* by the INIT that this thread is answering */
 static _Thread_local bool answering_init;
@@ -52,11 +55,15 @@ static void complete_init(struct kernel_init_out *out)
 static ssize_t reply(int fd, struct iovec *iov, int count, void *userdata)
 {
 	(void)userdata;
-	if (answering_init && count == 2 && iov[1].iov_len == sizeof(struct kernel_init_out)) {
+	bool is_init = answering_init && count == 2 && iov[1].iov_len == sizeof(struct kernel_init_out);
+	if (is_init) {
 		answering_init = false;
 		complete_init(iov[1].iov_base);
 	}
-	return writev(own_fd >= 0 ? own_fd : fd, iov, count);
+	ssize_t n = writev(own_fd >= 0 ? own_fd : fd, iov, count);
+	if (is_init)
+		readahead_raise(mounted_on); /* it counts from now on: the reply has set it */
+	return n;
 }
 
 /* libfuse wants one; our threads call channel_receive() instead. */
@@ -66,10 +73,25 @@ static ssize_t read_blocking(int fd, void *buf, size_t len, void *userdata)
 	return read(fd, buf, len);
 }
 
-int channel_attach(struct fuse_session *session)
+int channel_attach(struct fuse_session *session, const char *mount_dir)
 {
 	static const struct fuse_custom_io io = {.writev = reply, .read = read_blocking};
-	return fuse_session_custom_io(session, &io, fuse_session_fd(session));
+	session_fd = fuse_session_fd(session);
+	mounted_on = mount_dir;
+	return fuse_session_custom_io(session, &io, session_fd);
+}
+
+int channel_backing_open(int fd)
+{
+	struct kernel_backing_map map = {.fd = fd};
+	int id = ioctl(session_fd, KERNEL_IOC_BACKING_OPEN, &map);
+	return id < 0 ? -errno : id;
+}
+
+void channel_backing_close(int id)
+{
+	uint32_t number = (uint32_t)id;
+	ioctl(session_fd, KERNEL_IOC_BACKING_CLOSE, &number);
 }
 
 int channel_clone(struct fuse_session *session)

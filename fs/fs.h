@@ -11,6 +11,7 @@
 #include "fs/handle.h"
 #include "fs/job_numbers.h"
 #include "fs/page_cache.h"
+#include "fs/passthrough.h"
 #include "fs/scratch.h"
 #include "fs/sources.h"
 #include "fs/veil.h"
@@ -25,6 +26,7 @@ struct fs {
 	struct sources *sources;
 	struct handles *handles;
 	struct page_cache *page_cache;
+	struct passthrough *passthrough;
 	struct job_numbers *job_numbers;
 	char *mount_dir;
 	uid_t uid; /* the store directory's owner: who may clone */

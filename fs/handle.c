@@ -72,6 +72,8 @@ static void close_disk(struct fs *fs, struct handle *handle)
 	if (!handle->disk)
 		return;
 	sources_remove(fs->sources, handle->disk);
+	if (handle->is_counted)
+		passthrough_close(fs->passthrough, handle->ino);
 	int err = disk_close(handle->disk, &why);
 	if (err) {
 		char path[600];

@@ -5,6 +5,7 @@
 #ifndef FS_HANDLE_H
 #define FS_HANDLE_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -31,6 +32,9 @@ struct handle {
 	unsigned nr_refs; /* protected by the table's lock */
 	enum handle_kind kind;
 	bool writable;
+	bool is_counted; /* by passthrough_open */
+	int backing_id;	 /* the host file that the kernel reads; 0: none */
+	atomic_ullong nr_read; /* bytes; saturates */
 	uint64_t ino;
 	uint32_t vm;	      /* its id; 0: none */
 	struct place *place; /* owned; as it was when it was opened */

@@ -35,6 +35,7 @@ static int fs_init(struct fs *fs, const struct options *options)
 	err = err ? err : sources_new(&fs->sources);
 	err = err ? err : handles_new(&fs->handles);
 	err = err ? err : page_cache_new(&fs->page_cache);
+	err = err ? err : passthrough_new(&fs->passthrough);
 	return err ? err : job_numbers_new(&fs->job_numbers);
 }
 
@@ -45,6 +46,7 @@ static void fs_done(struct fs *fs)
 	if (fs->store)
 		store_close(fs->store);
 	job_numbers_free(fs->job_numbers);
+	passthrough_free(fs->passthrough);
 	page_cache_free(fs->page_cache);
 	handles_free(fs->handles);
 	sources_free(fs->sources);
@@ -115,7 +117,7 @@ static int mount_and_serve(struct fs *fs, struct fuse_session *session, const st
 		return -EINVAL;
 	err = fuse_session_mount(session, options->mountpoint) < 0 ? -EINVAL : 0;
 	if (!err) {
-		err = channel_attach(session);
+		err = channel_attach(session, options->mountpoint);
 		if (!err)
 			err = fuse_daemonize(options->foreground) < 0 ? -EINVAL : serve(fs, session, options);
 		fuse_session_unmount(session);

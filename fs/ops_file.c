@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "fs/kernel.h"
 #include "fs/ops.h"
 #include "fs/text.h"
 #include "store/intern.h"
@@ -42,6 +43,17 @@ static int open_disk_file(struct fs *fs, const struct place *place, bool writabl
 	return disk_open(fs->store, place->vm, place->snapshot, place->disk, writable, ret, why);
 }
 
+/* Whether the kernel reads it by itself. */
+static int choose_way(struct fs *fs, const struct place *place, struct handle *handle)
+{
+	if (!passthrough_is_usable(fs->passthrough))
+		return 0;
+	int id = passthrough_open(fs->passthrough, place, content_hash(place, handle->disk), handle->disk);
+	handle->is_counted = id >= 0;
+	handle->backing_id = id < 0 ? 0 : id;
+	return id < 0 ? id : 0;
+}
+
 static int open_disk(fuse_req_t req, const struct place *place, struct fuse_file_info *fi, struct reason *why)
 {
 	struct fs *fs = ops_fs(req);
@@ -58,6 +70,11 @@ static int open_disk(fuse_req_t req, const struct place *place, struct fuse_file
 		return err ? err : -ENOMEM;
 	}
 	handle->disk = file;
+	err = place->snapshot && place->disk ? choose_way(fs, place, handle) : 0;
+	if (err) {
+		handle_put(fs, handle);
+		return err;
+	}
 	if (fi->flags & O_TRUNC)
 		sources_hint(fs->sources, file, place->disk->file_name, ops_thread(req));
 	if (place->snapshot) {
@@ -137,6 +154,20 @@ int ops_open_place(fuse_req_t req, const struct place *place, struct fuse_file_i
 	return open_live(fs, place, HANDLE_EVENTS, fi);
 }
 
+/* libfuse has no word for passthrough. */
+static int reply_open(fuse_req_t req, const struct fuse_file_info *fi)
+{
+	int backing_id = ops_handle(fi)->backing_id;
+	if (!backing_id)
+		return fuse_reply_open(req, fi);
+	struct kernel_open_out out = {
+		.fh = fi->fh,
+		.open_flags = KERNEL_FOPEN_PASSTHROUGH | FOPEN_NOFLUSH, /* the kernel takes no other with it */
+		.backing_id = backing_id,
+	};
+	return fuse_reply_buf(req, (const char *)&out, sizeof out);
+}
+
 void ops_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
 	struct reason why = {0};
@@ -149,7 +180,7 @@ void ops_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		return;
 	}
 	fi->noflush = !wants_write(fi);
-	if (fuse_reply_open(req, fi) < 0)
+	if (reply_open(req, fi) < 0)
 		handle_put(ops_fs(req), ops_handle(fi));
 }
 

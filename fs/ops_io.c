@@ -11,6 +11,7 @@
 #include "fs/ops.h"
 
 #define COPY_CHUNK (1u << 20)
+#define MUCH_READ  (1u << 20)
 
 /* --- read and write --------------------------------------------------------------------------------------------------- */
 
@@ -19,9 +20,17 @@ static size_t clamp(uint64_t off, size_t len, uint64_t file_size)
 	return off >= file_size ? 0 : file_size - off < len ? (size_t)(file_size - off) : len;
 }
 
+/* What is read much is worth a flat file: the next one who opens it gets that, if the kernel can. */
+static void count_read(struct handle *handle, size_t len)
+{
+	if (handle->is_counted && atomic_load(&handle->nr_read) < MUCH_READ && atomic_fetch_add(&handle->nr_read, len) + len >= MUCH_READ)
+		disk_flat_want(handle->disk);
+}
+
 static ssize_t read_disk(struct handle *handle, void *buf, size_t len, uint64_t off)
 {
 	size_t n = clamp(off, len, disk_virtual_size(handle->disk));
+	count_read(handle, n);
 	int err = n ? disk_read(handle->disk, buf, n, off) : 0;
 	return err ? err : (ssize_t)n;
 }

@@ -80,6 +80,21 @@ static int load_job(struct fs *fs, const struct place *place, char **ret, size_t
 	return name ? store_job_text(fs->store, name, ret, ret_len) : -ENOENT;
 }
 
+static int load_status(struct fs *fs, const struct place *place, char **ret, size_t *ret_len)
+{
+	auto_free char *text = NULL;
+	struct strbuf b = {0};
+	size_t len = 0;
+	int err = store_status_text(fs->store, place->vm, &text, &len);
+	if (err)
+		return err;
+	strbuf_add(&b, text, len);
+	passthrough_describe(fs->passthrough, place->vm->id, &b);
+	err = strbuf_take(&b, ret, ret_len);
+	strbuf_done(&b);
+	return err;
+}
+
 int text_load(struct fs *fs, const struct place *place, char **ret, size_t *ret_len, struct reason *why)
 {
 	switch ((int)place->node.kind) {
@@ -88,7 +103,7 @@ int text_load(struct fs *fs, const struct place *place, char **ret, size_t *ret_
 	case NODE_JOB:
 		return load_job(fs, place, ret, ret_len);
 	case NODE_STATUS:
-		return store_status_text(fs->store, place->vm, ret, ret_len);
+		return load_status(fs, place, ret, ret_len);
 	case NODE_SNAPSHOT_XML:
 		return store_snapshot_xml(fs->store, place->vm, place->snapshot, ret, ret_len, why);
 	case NODE_DOMAIN:

@@ -8,6 +8,7 @@
 #include "base/file.h"
 #include "base/mem.h"
 #include "store/disk_file.h"
+#include "store/flats.h"
 #include "store/managed.h"
 #include "store/stat.h"
 #include "store/store_internal.h"
@@ -461,4 +462,17 @@ int disk_seek(struct disk_file *file, uint64_t off, bool data, uint64_t *ret)
 	}
 	*ret = end;
 	return data ? -ENXIO : 0;
+}
+
+/* --- flat files -------------------------------------------------------------------------------------------------------------------- */
+
+int disk_flat_open(struct disk_file *file)
+{
+	return file->kind == DISK_FILE_VIEW && file->frozen ? flats_open(file->store->flats, file->view) : -ENOENT;
+}
+
+void disk_flat_want(struct disk_file *file)
+{
+	if (file->kind == DISK_FILE_VIEW && file->frozen)
+		flats_want(file->store->flats, file->view);
 }

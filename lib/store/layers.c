@@ -12,6 +12,7 @@
 
 #include "base/mem.h"
 #include "base/strbuf.h"
+#include "store/flats.h"
 #include "store/heads.h"
 #include "store/store_internal.h"
 
@@ -292,8 +293,10 @@ void layers_sweep(struct store *store)
 	pthread_mutex_unlock(&store->lock);
 	for (size_t i = 0; i < nr; i++)
 		unlinkat(store->layers_fd, unneeded[i].name, 0);
-	if (nr)
+	if (nr) {
+		flats_trim(store->flats);
 		image_cache_trim(store->images);
+	}
 }
 
 /* --- at the start ---------------------------------------------------------------------------------------------- */

@@ -12,6 +12,7 @@
 
 #include "base/file.h"
 #include "base/mem.h"
+#include "store/flats.h"
 #include "store/found.h"
 #include "store/heads.h"
 #include "store/jobs.h"
@@ -179,6 +180,8 @@ static int make_parts(struct store *store, const struct store_config *config)
 		err = found_new(&store->found);
 	if (!err)
 		err = jobs_new(&store->jobs);
+	if (!err)
+		err = flats_new(store, &store->flats);
 	return err ? err : stat_cache_new(&store->stats);
 }
 
@@ -251,6 +254,7 @@ void store_close(struct store *store)
 	if (!store)
 		return;
 	jobs_free(store->jobs);
+	flats_free(store->flats);
 	found_free(store->found);
 	stat_cache_free(store->stats);
 	table_done(store);

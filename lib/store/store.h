@@ -113,6 +113,11 @@ int disk_discard(struct disk_file *file, uint64_t off, uint64_t len); /* zeros, 
 int disk_flush(struct disk_file *file);
 /* lseek(2) SEEK_DATA and SEEK_HOLE: *RET is the offset; -ENXIO at or beyond the end. */
 int disk_seek(struct disk_file *file, uint64_t off, bool data, uint64_t *ret);
+/* A descriptor of one flat host file that holds just what the snapshot's disk does, for the kernel to read by itself; the caller closes it.
+ * -ENOENT: there is none (yet). */
+int disk_flat_open(struct disk_file *file);
+/* Has one made in the background, where the filesystem can share extents. */
+void disk_flat_want(struct disk_file *file);
 /* Copies LEN bytes; shares blocks where the two allow it. Returns the bytes copied (as copy_file_range: fewer at the end of FROM). */
 ssize_t disk_copy(struct disk_file *from, uint64_t from_off, struct disk_file *to, uint64_t to_off, uint64_t len,
 		  struct reason *why);

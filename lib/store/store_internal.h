@@ -5,6 +5,7 @@
  *   entry->change      one change to a managed VM at a time; two of them in order of VM id
  *   open_head->swap    shared by each read and write; exclusively while the head's file changes; several in order of disk
  *   jobs->lock         the list of jobs
+ *   flats->lock        the list of flat files; their making is outside
  *   store->lock        the tables: VMs, names, open heads, layers. Not held across I/O
  *   stats->lock        the cache of disk_stat()
  */
@@ -18,6 +19,7 @@
 #include "store/store.h"
 #include "store/vm_make.h"
 
+struct flats;
 struct found;
 struct jobs;
 struct stat_cache;
@@ -54,6 +56,7 @@ struct store {
 	struct found *found;
 	struct jobs *jobs;
 	struct stat_cache *stats;
+	struct flats *flats;
 
 	pthread_mutex_t lock;
 	/* protected by lock */
