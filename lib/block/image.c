@@ -192,6 +192,8 @@ void image_cache_free(struct image_cache *cache)
 {
 	if (!cache)
 		return;
+	if (cache->clusters)
+		cluster_cache_stop(cache->clusters);
 	for (struct image *image = cache->oldest, *newer; image; image = newer) {
 		newer = image->newer;
 		image_free(image);
@@ -345,6 +347,14 @@ int image_open(struct image_cache *cache, const char *base_dir, const char *name
 	}
 	*ret = image;
 	return 0;
+}
+
+struct image *image_ref(struct image *image)
+{
+	pthread_mutex_lock(&image->cache->lock);
+	image->nr_users++;
+	pthread_mutex_unlock(&image->cache->lock);
+	return image;
 }
 
 void image_put(struct image *image)

@@ -59,6 +59,9 @@ struct cluster_cache *image_cache_clusters(const struct image_cache *cache);
 struct index *image_cache_index(const struct image_cache *cache);
 struct chain_ids *image_cache_chain_ids(const struct image_cache *cache);
 
+/* A further reference to one that is in use. */
+struct image *image_ref(struct image *image);
+
 /* Where the bytes of its EXTENT_DATA are. */
 int image_data_fd(const struct image *image);
 

@@ -10,6 +10,7 @@
 #include "base/mem.h"
 #include "block/image_priv.h"
 #include "block/qcow2_format.h"
+#include "block/readahead.h"
 
 /* Lookups that view_allocated spends before it takes the files' word for it; a layer that is asked for a new span of the index is
  * as much as a few. */
@@ -19,6 +20,9 @@
 /* Extents that a read asks the index for at a time. */
 #define READ_EXTENTS 16u
 
+/* Bytes of a compressed cluster that is worth being made ahead. */
+#define WANTED_MIN (16u << 10)
+
 struct view {
 	atomic_uint nr_users;
 	struct image_cache *cache; /* borrowed */
@@ -26,6 +30,7 @@ struct view {
 	size_t nr_layers, cap_layers;
 	uint64_t virtual_size;
 	struct chain_id *chain_id;
+	struct readahead readahead; /* of what is compressed */
 };
 
 static uint64_t min_u64(uint64_t a, uint64_t b)
@@ -43,6 +48,7 @@ static void view_free(struct view *view)
 		image_put(view->layers[i].image);
 	if (view->chain_id)
 		chain_id_put(image_cache_chain_ids(view->cache), view->chain_id);
+	readahead_done(&view->readahead);
 	free(view->layers);
 	free(view);
 }
@@ -126,6 +132,7 @@ static struct view *view_new(struct image_cache *cache)
 	if (view) {
 		atomic_init(&view->nr_users, 1);
 		view->cache = cache;
+		readahead_init(&view->readahead);
 	}
 	return view;
 }
@@ -331,21 +338,26 @@ int extent_fd(const struct extent *extent)
 	return image_data_fd(extent->image);
 }
 
-static int read_extent(const struct extent *e, void *buf)
+static struct compressed_cluster compressed_cluster_of(const struct extent *e)
 {
 	const struct image *image = e->image;
+	return (struct compressed_cluster){
+		.serial = image->serial,
+		.fd = image->fd,
+		.host_off = e->host_off,
+		.host_len = e->host_len,
+		.compression = image->header.compression,
+		.cluster_size = (uint32_t)qcow2_cluster_size(&image->header.geo),
+	};
+}
+
+static int read_extent(const struct extent *e, void *buf)
+{
 	switch (e->kind) {
-	case EXTENT_DATA: return file_read_padded(image_data_fd(image), buf, e->len, e->host_off);
+	case EXTENT_DATA: return file_read_padded(image_data_fd(e->image), buf, e->len, e->host_off);
 	case EXTENT_COMPRESSED:;
-		struct compressed_cluster cluster = {
-			.serial = image->serial,
-			.fd = image->fd,
-			.host_off = e->host_off,
-			.host_len = e->host_len,
-			.compression = image->header.compression,
-			.cluster_size = (uint32_t)qcow2_cluster_size(&image->header.geo),
-		};
-		return cluster_cache_read(image_cache_clusters(image->cache), &cluster, e->cluster_off, buf, e->len);
+		struct compressed_cluster cluster = compressed_cluster_of(e);
+		return cluster_cache_read(image_cache_clusters(e->image->cache), &cluster, e->cluster_off, buf, e->len);
 	case EXTENT_ZERO:
 	case EXTENT_UNALLOCATED: memset(buf, 0, e->len); return 0;
 	}
@@ -378,18 +390,61 @@ static int run_add(struct run *run, const struct extent *e)
 	return err;
 }
 
+/* A cluster that is made faster than another thread is woken isn't worth it. */
+static void want_extents(const struct view *view, const struct extent *extents, size_t nr)
+{
+	for (size_t i = 0; i < nr; i++) {
+		if (extents[i].kind == EXTENT_COMPRESSED) {
+			struct compressed_cluster cluster = compressed_cluster_of(&extents[i]);
+			if (cluster.cluster_size >= WANTED_MIN)
+				cluster_cache_want(image_cache_clusters(view->cache), &cluster, extents[i].image);
+		}
+	}
+}
+
+/* The request [GUEST_OFF, +LEN) meets a compressed cluster: what follows it is decompressed meanwhile, in the request and, for who reads on,
+ * behind it. */
+static void want_ahead(struct view *view, uint64_t guest_off, uint64_t len)
+{
+	struct extent extents[READ_EXTENTS];
+	uint64_t from = 0, nr_asked = 0;
+	uint64_t ahead = readahead_next(&view->readahead, guest_off, len, cluster_cache_ahead_bytes(image_cache_clusters(view->cache)), &from);
+	uint64_t end = min_u64(from + ahead, view->virtual_size);
+	size_t nr = 0;
+	while (from < end && map_piece(view, from, end - from, extents, READ_EXTENTS, &nr, &nr_asked) == 0) {
+		want_extents(view, extents, nr);
+		from = extents[nr - 1].guest_off + extents[nr - 1].len;
+	}
+}
+
+static size_t find_compressed(const struct extent *extents, size_t nr)
+{
+	size_t i = 0;
+	while (i < nr && extents[i].kind != EXTENT_COMPRESSED)
+		i++;
+	return i;
+}
+
 int view_read(struct view *view, void *buf, size_t len, uint64_t guest_off)
 {
 	struct run run = {.to = buf};
-	while (len) {
+	uint64_t start = guest_off, end = guest_off + len;
+	bool any_compressed = false;
+	while (guest_off < end) {
 		struct extent extents[READ_EXTENTS];
 		size_t nr = 0;
 		uint64_t nr_asked = 0;
-		int err = map_piece(view, guest_off, len, extents, READ_EXTENTS, &nr, &nr_asked);
+		int err = map_piece(view, guest_off, end - guest_off, extents, READ_EXTENTS, &nr, &nr_asked);
+		size_t first = err ? nr : find_compressed(extents, nr);
+		if (!err && first < nr) {
+			want_extents(view, extents + first + !any_compressed, nr - first - !any_compressed);
+			if (!any_compressed)
+				want_ahead(view, start, len);
+			any_compressed = true;
+		}
 		for (size_t i = 0; i < nr && !err; i++) {
 			err = run_add(&run, &extents[i]);
 			guest_off += extents[i].len;
-			len -= extents[i].len;
 		}
 		if (err)
 			return err;

@@ -1,0 +1,174 @@
+#include "block/codecs.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <zlib.h>
+#include <zstd.h>
+
+#include "base/file.h"
+#include "block/qcow2_format.h"
+
+#define MAX_IDLE      16u
+#define INPUT_KEPT    (256u << 10) /* a larger buffer isn't kept: images decide how large it must be */
+
+/* What one thread decompresses with. */
+struct codec {
+	z_stream zlib;
+	bool zlib_ready;
+	ZSTD_DCtx *zstd;
+	void *in;
+	size_t in_cap;
+	struct codec *next; /* among the idle ones */
+};
+
+struct codecs {
+	pthread_mutex_t lock;
+	/* protected by lock */
+	struct codec *idle;
+	unsigned nr_idle;
+};
+
+int codecs_new(struct codecs **ret)
+{
+	struct codecs *codecs = calloc(1, sizeof *codecs);
+	if (!codecs)
+		return -ENOMEM;
+	pthread_mutex_init(&codecs->lock, NULL);
+	*ret = codecs;
+	return 0;
+}
+
+static void codec_free(struct codec *codec)
+{
+	if (!codec)
+		return;
+	if (codec->zlib_ready)
+		inflateEnd(&codec->zlib);
+	ZSTD_freeDCtx(codec->zstd);
+	free(codec->in);
+	free(codec);
+}
+
+void codecs_free(struct codecs *codecs)
+{
+	if (!codecs)
+		return;
+	for (struct codec *codec = codecs->idle, *next; codec; codec = next) {
+		next = codec->next;
+		codec_free(codec);
+	}
+	pthread_mutex_destroy(&codecs->lock);
+	free(codecs);
+}
+
+static struct codec *codec_get(struct codecs *codecs)
+{
+	pthread_mutex_lock(&codecs->lock);
+	struct codec *codec = codecs->idle;
+	if (codec) {
+		codecs->idle = codec->next;
+		codecs->nr_idle--;
+	}
+	pthread_mutex_unlock(&codecs->lock);
+	return codec ? codec : calloc(1, sizeof *codec);
+}
+
+static void codec_put(struct codecs *codecs, struct codec *codec)
+{
+	if (codec->in_cap > INPUT_KEPT) {
+		free(codec->in);
+		codec->in = NULL;
+		codec->in_cap = 0;
+	}
+	pthread_mutex_lock(&codecs->lock);
+	bool keep = codecs->nr_idle < MAX_IDLE;
+	if (keep) {
+		codec->next = codecs->idle;
+		codecs->idle = codec;
+		codecs->nr_idle++;
+	}
+	pthread_mutex_unlock(&codecs->lock);
+	if (!keep)
+		codec_free(codec);
+}
+
+/* Raw deflate, window of 4 KiB, as the format has it. The stream may end early where the last sector is shared. */
+static int read_zlib(struct codec *codec, size_t in_len, void *out, size_t out_len)
+{
+	z_stream *z = &codec->zlib;
+	if (!codec->zlib_ready && inflateInit2(z, -12) != Z_OK)
+		return -ENOMEM;
+	codec->zlib_ready = true;
+	inflateReset(z);
+	z->next_in = codec->in;
+	z->avail_in = (uInt)in_len;
+	z->next_out = out;
+	z->avail_out = (uInt)out_len;
+	int ret = inflate(z, Z_FINISH);
+	return (ret == Z_STREAM_END || ret == Z_BUF_ERROR || ret == Z_OK) && z->avail_out == 0 ? 0 : -EUCLEAN;
+}
+
+/* Whatever it is that makes a cluster's worth of bytes: several frames, one that goes on. Not with the kept context: the
+ * stream says how much memory this takes. */
+static int read_zstd_stream(struct codec *codec, size_t in_len, void *out, size_t out_len)
+{
+	ZSTD_DStream *z = ZSTD_createDStream();
+	if (!z)
+		return -ENOMEM;
+	ZSTD_inBuffer src = {codec->in, in_len, 0};
+	ZSTD_outBuffer dst = {out, out_len, 0};
+	size_t ret = 0;
+	while (dst.pos < dst.size && src.pos < src.size) {
+		size_t in_before = src.pos, out_before = dst.pos;
+		ret = ZSTD_decompressStream(z, &dst, &src);
+		if (ZSTD_isError(ret) || (src.pos == in_before && dst.pos == out_before))
+			break;
+	}
+	ZSTD_freeDStream(z);
+	return !ZSTD_isError(ret) && dst.pos == dst.size ? 0 : -EUCLEAN;
+}
+
+/* One frame for the cluster is what everybody writes: at once, without a window of its own. */
+static int read_zstd(struct codec *codec, size_t in_len, void *out, size_t out_len)
+{
+	if (!codec->zstd)
+		codec->zstd = ZSTD_createDCtx();
+	if (!codec->zstd)
+		return -ENOMEM;
+	size_t frame_len = ZSTD_findFrameCompressedSize(codec->in, in_len);
+	if (!ZSTD_isError(frame_len) && ZSTD_decompressDCtx(codec->zstd, out, out_len, codec->in, frame_len) == out_len)
+		return 0;
+	return read_zstd_stream(codec, in_len, out, out_len);
+}
+
+static int load_input(struct codec *codec, const struct compressed_cluster *cluster, size_t *ret_len)
+{
+	if (codec->in_cap < cluster->host_len) {
+		free(codec->in);
+		codec->in = malloc(cluster->host_len);
+		codec->in_cap = codec->in ? cluster->host_len : 0;
+		if (!codec->in)
+			return -ENOMEM;
+	}
+	ssize_t n = file_read(cluster->fd, codec->in, cluster->host_len, cluster->host_off);
+	if (n < 0)
+		return (int)n;
+	*ret_len = (size_t)n;
+	return 0;
+}
+
+int codecs_read(struct codecs *codecs, const struct compressed_cluster *cluster, void *out)
+{
+	struct codec *codec = codec_get(codecs);
+	size_t in_len = 0;
+	int err = codec ? load_input(codec, cluster, &in_len) : -ENOMEM;
+	if (!err && cluster->compression == QCOW2_COMPRESSION_ZSTD)
+		err = read_zstd(codec, in_len, out, cluster->cluster_size);
+	else if (!err)
+		err = read_zlib(codec, in_len, out, cluster->cluster_size);
+	if (codec)
+		codec_put(codecs, codec);
+	return err;
+}
