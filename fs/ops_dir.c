@@ -7,7 +7,9 @@
 #include "fs/ops.h"
 #include "fs/tree.h"
 
-#define MAX_DIR_REPLY (1u << 20)
+#define MAX_DIR_REPLY	(1u << 20)
+#define MIN_ENTRY_BYTES 32 /* of a name of one letter */
+#define ENTRY_BYTES	160 /* with attributes */
 
 /* Where a copy may be going: in clones/, or in a VM that can be written. */
 static bool is_target(const struct place *dir)
@@ -52,7 +54,7 @@ void ops_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		handle_put(fs, handle);
 }
 
-/* The names are taken at the start of each pass, so that offsets keep their meaning while it lasts. One process at a time reads a directory
+/* The names of a small directory are taken at the start of each pass, so that offsets keep their meaning while it lasts. One process at a time reads a directory
  * handle: the kernel holds the file's position lock. */
 static int list_again(struct fs *fs, struct handle *handle)
 {
@@ -71,37 +73,55 @@ static int list_again(struct fs *fs, struct handle *handle)
 
 /* Room that the entry takes, or would take, of LEN; 0: it can't be shown. Attributes come along only where they cost nothing, for
  * those that are kept: an inode of 0 says "look it up when you want it". */
-static size_t add_entry(fuse_req_t req, const struct place *dir, const struct dir_entry *entry, bool plus, char *buf,
-			size_t len, off_t next_off)
+static size_t add_entry(fuse_req_t req, const struct place *dir, const struct dir_entry *entry, bool plus, char *buf, size_t len)
 {
 	struct fs *fs = ops_fs(req);
 	struct fuse_entry_param param = {.attr = {.st_ino = node_ino(entry->node), .st_mode = attr_type(entry->node.kind)}};
 	if (!plus)
-		return fuse_add_direntry(req, buf, len, entry->name, &param.attr, next_off);
+		return fuse_add_direntry(req, buf, len, entry->name, &param.attr, entry->next_off);
 	auto_place struct place child = {0};
 	bool is_dot = !strcmp(entry->name, ".") || !strcmp(entry->name, "..");
 	if (!is_dot && S_ISDIR(param.attr.st_mode) && place_open(fs, param.attr.st_ino, &child) == 0)
 		ops_entry(req, dir, &child, &param);
-	return fuse_add_direntry_plus(req, buf, len, entry->name, &param, next_off);
+	return fuse_add_direntry_plus(req, buf, len, entry->name, &param, entry->next_off);
+}
+
+/* What a reply is filled from: *RET_MINE is to be freed after it. */
+static int list_for(struct fs *fs, struct handle *handle, size_t max, off_t off, struct dir_list **ret, struct dir_list **ret_mine)
+{
+	if (tree_is_paged(handle->place)) {
+		int err = tree_list_page(fs, handle->place, off, max, ret_mine);
+		*ret = *ret_mine;
+		return err;
+	}
+	int err = off == 0 || !handle->dir ? list_again(fs, handle) : 0;
+	*ret = handle->dir;
+	return err;
 }
 
 static void read_dir(fuse_req_t req, size_t len, off_t off, struct fuse_file_info *fi, bool plus)
 {
 	struct fs *fs = ops_fs(req);
 	struct handle *handle = ops_handle(fi);
-	int err = off == 0 || !handle->dir ? list_again(fs, handle) : 0;
+	struct dir_list *list = NULL, *mine = NULL;
 	size_t buf_len = len < MAX_DIR_REPLY ? len : MAX_DIR_REPLY, used = 0;
+	int err = list_for(fs, handle, buf_len / (plus ? ENTRY_BYTES : MIN_ENTRY_BYTES) + 1, off, &list, &mine);
 	auto_free char *buf = err ? NULL : malloc(buf_len);
 	if (!buf) {
+		dir_list_free(mine);
 		fuse_reply_err(req, err == -ENOENT ? ENOENT : err ? -err : ENOMEM);
 		return;
 	}
-	for (size_t i = (size_t)off; i < handle->dir->nr_entries; i++) {
-		size_t n = add_entry(req, handle->place, &handle->dir->entries[i], plus, buf + used, buf_len - used, (off_t)i + 1);
+	for (size_t i = mine ? 0 : (size_t)off; i < list->nr_entries; i++) {
+		const struct dir_entry *entry = &list->entries[i];
+		if (entry->next_off <= off)
+			continue;
+		size_t n = add_entry(req, handle->place, entry, plus, buf + used, buf_len - used);
 		if (n > buf_len - used)
 			break;
 		used += n;
 	}
+	dir_list_free(mine);
 	fuse_reply_buf(req, buf, used);
 }
 

@@ -55,8 +55,15 @@ int place_open(struct fs *fs, uint64_t ino, struct place *ret)
 		*ret = (struct place){.node = node};
 		return 0;
 	}
-	struct vm *vm = store_get(fs->store, node.vm);
+	bool whole = node.kind == NODE_CURRENT || (node.kind != NODE_SCRATCH && node.snapshot);
+	struct vm *vm = whole ? store_get(fs->store, node.vm) : store_get_brief(fs->store, node.vm);
 	return vm ? place_of_vm(node, vm, ret) : -ENOENT;
+}
+
+int place_whole(struct fs *fs, const struct place *place, struct place *ret)
+{
+	struct vm *vm = store_whole(fs->store, vm_ref(place->vm));
+	return vm ? place_of_vm(place->node, vm, ret) : -ENOENT;
 }
 
 void place_copy(const struct place *place, struct place *ret)

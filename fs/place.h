@@ -9,7 +9,7 @@
 
 struct place {
 	struct node node;
-	struct vm *vm;			     /* NULL: of none */
+	struct vm *vm;			     /* NULL: of none. Brief (vm.h) where neither a snapshot nor the current one is meant */
 	const struct vm_snapshot *snapshot; /* NULL: the VM as it is now */
 	const struct vm_disk *disk;	     /* of a NODE_DISK */
 };
@@ -18,6 +18,8 @@ struct place {
 int place_open(struct fs *fs, uint64_t ino, struct place *ret);
 /* The same, of a VM that is at hand; takes the reference over, whatever it returns. */
 int place_of_vm(struct node node, struct vm *vm, struct place *ret);
+/* The place with its VM's snapshots. */
+int place_whole(struct fs *fs, const struct place *place, struct place *ret);
 void place_copy(const struct place *place, struct place *ret);
 void place_done(struct place *place);
 

@@ -34,7 +34,7 @@ static const struct fixed_name {
 #define for_each_fixed_name(f) \
 	for (const struct fixed_name *f = fixed_names; f < fixed_names + sizeof fixed_names / sizeof *fixed_names; f++)
 
-/* Not every VM has all of them. */
+/* Not every VM has all of them. DIR is whole where "current" is asked for. */
 static bool fixed_name_exists(const struct fixed_name *fixed, const struct place *dir)
 {
 	if (fixed->kind == NODE_CURRENT)
@@ -137,7 +137,7 @@ static int lookup_clones_of(struct fs *fs, const char *name, struct place *ret)
 static int lookup_clone_link(struct fs *fs, const struct place *dir, const char *name, struct place *ret)
 {
 	for (int place = PLACE_CLONES; place >= PLACE_VMS; place--) {
-		struct vm *vm = store_find(fs->store, place, name);
+		struct vm *vm = store_find_brief(fs->store, place, name);
 		if (vm && is_clone_of(vm, dir))
 			return place_of_vm((struct node){.kind = NODE_CLONE_LINK, .vm = vm->id}, vm, ret);
 		vm_put(vm);
@@ -183,16 +183,18 @@ static int lookup_fixed(struct fs *fs, const struct place *parent, const char *n
 
 static int lookup_vm(struct fs *fs, enum vm_place place, const char *name, struct place *ret)
 {
-	struct vm *vm = store_find(fs->store, place, name);
+	struct vm *vm = store_find_brief(fs->store, place, name);
 	return vm ? place_of_vm((struct node){.kind = NODE_VM, .vm = vm->id}, vm, ret) : -ENOENT;
 }
 
-static int lookup_snapshot(const struct place *parent, const char *name, struct place *ret)
+static int lookup_snapshot(struct fs *fs, const struct place *parent, const char *name, struct place *ret)
 {
-	const struct vm_snapshot *snapshot = vm_find_snapshot(parent->vm, name);
+	auto_place struct place whole = {0};
+	int err = place_whole(fs, parent, &whole);
+	const struct vm_snapshot *snapshot = err ? NULL : vm_find_snapshot(whole.vm, name);
 	if (!snapshot)
 		return -ENOENT;
-	return open_in_vm(parent, (struct node){.kind = NODE_SNAPSHOT, .vm = parent->vm->id, .snapshot = snapshot->id}, ret);
+	return open_in_vm(&whole, (struct node){.kind = NODE_SNAPSHOT, .vm = whole.vm->id, .snapshot = snapshot->id}, ret);
 }
 
 static int lookup_disk(const struct place *parent, const char *name, struct place *ret)
@@ -229,6 +231,15 @@ static int lookup_job(struct fs *fs, const char *name, struct place *ret)
 	return -ENOENT;
 }
 
+static int lookup_in_vm(struct fs *fs, const struct place *parent, const char *name, pid_t thread, struct place *ret)
+{
+	auto_place struct place whole = {0};
+	int err = tree_service_kind(name) == NODE_CURRENT ? place_whole(fs, parent, &whole) : 0;
+	if (!err)
+		err = lookup_fixed(fs, whole.vm ? &whole : parent, name, thread, ret);
+	return err ? lookup_scratch(fs, parent, name, ret) : 0;
+}
+
 int tree_lookup(struct fs *fs, const struct place *parent, const char *name, pid_t thread, struct place *ret)
 {
 	if (!strcmp(name, ".")) /* asked of files too, for NFS */
@@ -247,13 +258,13 @@ int tree_lookup(struct fs *fs, const struct place *parent, const char *name, pid
 	case NODE_CLONES_OF:
 		return lookup_clone_link(fs, parent, name, ret);
 	case NODE_SNAPSHOTS:
-		return lookup_snapshot(parent, name, ret);
+		return lookup_snapshot(fs, parent, name, ret);
 	case NODE_DISKS:
 		return lookup_disk(parent, name, ret);
 	case NODE_JOBS:
 		return lookup_job(fs, name, ret);
 	case NODE_VM:
-		return lookup_fixed(fs, parent, name, thread, ret) == 0 ? 0 : lookup_scratch(fs, parent, name, ret);
+		return lookup_in_vm(fs, parent, name, thread, ret);
 	}
 	return lookup_fixed(fs, parent, name, thread, ret);
 }
@@ -270,15 +281,20 @@ void dir_list_free(struct dir_list *list)
 	free(list);
 }
 
-static int list_add(struct dir_list *list, const char *name, struct node node)
+static int list_add_at(struct dir_list *list, const char *name, struct node node, off_t next_off)
 {
 	char *copy = strdup(name);
 	if (!copy || mem_grow(&list->entries, &list->cap_entries, list->nr_entries + 1, sizeof *list->entries) < 0) {
 		free(copy);
 		return -ENOMEM;
 	}
-	list->entries[list->nr_entries++] = (struct dir_entry){.name = copy, .node = node};
+	list->entries[list->nr_entries++] = (struct dir_entry){.name = copy, .node = node, .next_off = next_off};
 	return 0;
+}
+
+static int list_add(struct dir_list *list, const char *name, struct node node)
+{
+	return list_add_at(list, name, node, (off_t)list->nr_entries + 1);
 }
 
 static int list_fixed(struct fs *fs, const struct place *dir, struct dir_list *list)
@@ -294,8 +310,8 @@ static int list_fixed(struct fs *fs, const struct place *dir, struct dir_list *l
 	return err;
 }
 
-/* The VMs of a place; OF: only its clones, as links. */
-static int list_vms(struct fs *fs, enum vm_place place, const struct place *of, struct dir_list *list)
+/* The clones of OF among the VMs of a place, as links. */
+static int list_clones_of(struct fs *fs, enum vm_place place, const struct place *of, struct dir_list *list)
 {
 	auto_free struct vm **vms = NULL;
 	size_t nr = 0;
@@ -303,21 +319,21 @@ static int list_vms(struct fs *fs, enum vm_place place, const struct place *of, 
 	if (err)
 		return err;
 	for (size_t i = 0; i < nr; i++) {
-		if (!err && (!of || is_clone_of(vms[i], of)))
-			err = list_add(list, vms[i]->name,
-				       (struct node){.kind = of ? NODE_CLONE_LINK : NODE_VM, .vm = vms[i]->id});
+		if (!err && is_clone_of(vms[i], of))
+			err = list_add(list, vms[i]->name, (struct node){.kind = NODE_CLONE_LINK, .vm = vms[i]->id});
 		vm_put(vms[i]);
 	}
 	return err;
 }
 
-static int list_snapshots(const struct place *dir, struct dir_list *list)
+static int list_snapshots(struct fs *fs, const struct place *dir, struct dir_list *list)
 {
-	int err = 0;
-	for (size_t i = 0; !err && i < dir->vm->nr_snapshots; i++) {
-		const struct vm_snapshot *snapshot = &dir->vm->snapshots[i];
+	auto_place struct place whole = {0};
+	int err = place_whole(fs, dir, &whole);
+	for (size_t i = 0; !err && i < whole.vm->nr_snapshots; i++) {
+		const struct vm_snapshot *snapshot = &whole.vm->snapshots[i];
 		err = list_add(list, snapshot->name,
-			       (struct node){.kind = NODE_SNAPSHOT, .vm = dir->vm->id, .snapshot = snapshot->id});
+			       (struct node){.kind = NODE_SNAPSHOT, .vm = whole.vm->id, .snapshot = snapshot->id});
 	}
 	return err;
 }
@@ -348,7 +364,10 @@ static int list_jobs(struct fs *fs, struct dir_list *list)
 
 static int list_vm(struct fs *fs, const struct place *dir, struct dir_list *list)
 {
-	int err = list_fixed(fs, dir, list);
+	auto_place struct place whole = {0};
+	int err = place_whole(fs, dir, &whole);
+	if (!err)
+		err = list_fixed(fs, &whole, list);
 	for (size_t i = 0; !err; i++) {
 		uint32_t number = 0;
 		auto_free char *name = scratch_list(fs->scratch, dir->node.vm, i, &number);
@@ -363,15 +382,11 @@ static int list_children(struct fs *fs, const struct place *dir, struct dir_list
 {
 	int err;
 	switch ((int)dir->node.kind) {
-	case NODE_VMS:
-		return list_vms(fs, PLACE_VMS, NULL, list);
-	case NODE_CLONES:
-		return list_vms(fs, PLACE_CLONES, NULL, list);
 	case NODE_CLONES_OF:
-		err = list_vms(fs, PLACE_CLONES, dir, list);
-		return err ? err : list_vms(fs, PLACE_VMS, dir, list);
+		err = list_clones_of(fs, PLACE_CLONES, dir, list);
+		return err ? err : list_clones_of(fs, PLACE_VMS, dir, list);
 	case NODE_SNAPSHOTS:
-		return list_snapshots(dir, list);
+		return list_snapshots(fs, dir, list);
 	case NODE_DISKS:
 		return list_disks(dir, list);
 	case NODE_JOBS:
@@ -382,16 +397,51 @@ static int list_children(struct fs *fs, const struct place *dir, struct dir_list
 	return list_fixed(fs, dir, list);
 }
 
+static int list_dots(const struct place *dir, struct dir_list *list)
+{
+	int err = list_add(list, ".", dir->node);
+	return err ? err : list_add(list, "..", tree_parent(dir));
+}
+
 int tree_list(struct fs *fs, const struct place *dir, struct dir_list **ret)
 {
 	struct dir_list *list = calloc(1, sizeof *list);
 	if (!list)
 		return -ENOMEM;
-	int err = list_add(list, ".", dir->node);
-	if (!err)
-		err = list_add(list, "..", tree_parent(dir));
+	int err = list_dots(dir, list);
 	if (!err)
 		err = list_children(fs, dir, list);
+	if (err)
+		dir_list_free(list);
+	else
+		*ret = list;
+	return err;
+}
+
+bool tree_is_paged(const struct place *dir)
+{
+	return dir->node.kind == NODE_VMS || dir->node.kind == NODE_CLONES;
+}
+
+/* After the dots the offset behind a VM is its id and VM_OFF: so it means the same whatever comes, goes or is renamed. */
+#define VM_OFF 2
+
+int tree_list_page(struct fs *fs, const struct place *dir, off_t off, size_t max, struct dir_list **ret)
+{
+	auto_free struct vm **vms = NULL;
+	size_t nr = 0;
+	struct dir_list *list = calloc(1, sizeof *list);
+	if (!list)
+		return -ENOMEM;
+	int err = off < VM_OFF ? list_dots(dir, list) : 0;
+	uint32_t first_id = off < VM_OFF ? 1 : (uint32_t)(off - VM_OFF) + 1;
+	if (!err)
+		err = store_list_from(fs->store, dir->node.kind == NODE_VMS ? PLACE_VMS : PLACE_CLONES, first_id, max, &vms, &nr);
+	for (size_t i = 0; i < nr; i++) {
+		if (!err)
+			err = list_add_at(list, vms[i]->name, (struct node){.kind = NODE_VM, .vm = vms[i]->id}, (off_t)vms[i]->id + VM_OFF);
+		vm_put(vms[i]);
+	}
 	if (err)
 		dir_list_free(list);
 	else

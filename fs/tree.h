@@ -21,6 +21,7 @@ int tree_link_target(const struct place *place, char **ret_target);
 struct dir_entry {
 	char *name;
 	struct node node;
+	off_t next_off; /* where the listing goes on after it */
 };
 
 /* The names in a directory at one moment, with "." and "..". */
@@ -30,6 +31,12 @@ struct dir_list {
 };
 
 int tree_list(struct fs *fs, const struct place *dir, struct dir_list **ret);
+
+/* Directories of which there is no list of all names, for they may be huge: vms/ and clones/. */
+bool tree_is_paged(const struct place *dir);
+
+/* The names in such a directory from offset OFF on: MAX at most, and perhaps the dots. The offsets mean the same in every listing. */
+int tree_list_page(struct fs *fs, const struct place *dir, off_t off, size_t max, struct dir_list **ret);
 void dir_list_free(struct dir_list *list);
 
 #endif

@@ -95,6 +95,7 @@ struct bare_result {
 	struct found_vm **olds; /* olds[number - 1] */
 	struct found_vm **vms;
 	size_t *nr_vms, *cap_vms;
+	bool all_known; /* what snapshots name */
 };
 
 static struct found_vm *find_old(const struct bare_result *result, const char *path)
@@ -109,7 +110,7 @@ static int index_old(struct bare_result *result, struct found_vm *old, size_t nr
 	if (!result->olds)
 		return -ENOMEM;
 	for (size_t i = 0; i < nr_old; i++) {
-		if (!old[i].vm || old[i].domain_name)
+		if (!old[i].vm || old[i].vm->kind != VM_FOUND_BARE)
 			continue;
 		uint32_t number = intern_add(&result->old_paths, old[i].path);
 		if (!number)
@@ -122,6 +123,9 @@ static int index_old(struct bare_result *result, struct found_vm *old, size_t nr
 static int add_leaf(struct fact_scan *scan, size_t top, struct bare_result *result)
 {
 	struct chain chain = {0};
+	struct found_vm *old = find_old(result, scan->now.facts[top].path);
+	if (!old && !result->all_known)
+		return 0;
 	int err = chain_collect(scan, top, &chain);
 	if (!err)
 		err = mem_grow(result->vms, result->cap_vms, *result->nr_vms + 1, sizeof **result->vms);
@@ -130,7 +134,6 @@ static int add_leaf(struct fact_scan *scan, size_t top, struct bare_result *resu
 		return err;
 	}
 	uint64_t hash = chain_hash(scan, &chain);
-	struct found_vm *old = find_old(result, scan->now.facts[top].path);
 	struct found_vm *made = &(*result->vms)[*result->nr_vms];
 	if (old && old->vm && old->hash == hash) {
 		*made = *old;
@@ -202,6 +205,37 @@ static int push_named(struct fact_scan *scan, const struct file_refs *named, str
 	return 0;
 }
 
+static int note_chains(struct fact_scan *scan, struct leaves *leaves, size_t first_top)
+{
+	int err = 0;
+	for (size_t i = first_top; !err && i < leaves->nr_tops; i++)
+		err = note_chain(scan, leaves, leaves->tops[i]);
+	return err;
+}
+
+static bool any_is_left(const struct fact_scan *scan, const struct leaves *leaves, size_t nr_candidates)
+{
+	for (size_t i = 0; i < nr_candidates; i++)
+		if (!intern_lookup(&leaves->referred, scan->now.facts[leaves->tops[i]].path))
+			return true;
+	return false;
+}
+
+/* The chains of what snapshots name, only now: on most hosts no image is left that a domain's own chains don't reach. */
+static int note_snapshots(struct fact_scan *scan, const struct source *source, snapshot_refs_fn snapshot_refs, void *ctx,
+			  struct leaves *leaves, bool *ret_all)
+{
+	struct file_refs named = {0};
+	size_t first_top = leaves->nr_tops;
+	int err = snapshot_refs(ctx, &named, ret_all);
+	if (!err)
+		err = resolve_named(scan, source, &named, leaves);
+	if (!err)
+		err = push_named(scan, &named, leaves);
+	free(named.refs); /* the paths are borrowed */
+	return err ? err : note_chains(scan, leaves, first_top);
+}
+
 static int find_leaves(struct fact_scan *scan, const struct source *source, const struct file_refs *named,
 		       struct leaves *leaves, size_t *ret_nr_candidates)
 {
@@ -211,9 +245,7 @@ static int find_leaves(struct fact_scan *scan, const struct source *source, cons
 	*ret_nr_candidates = leaves->nr_tops;
 	if (!err && leaves->nr_tops)
 		err = push_named(scan, named, leaves);
-	for (size_t i = 0; !err && i < leaves->nr_tops; i++)
-		err = note_chain(scan, leaves, leaves->tops[i]);
-	return err;
+	return err ? err : note_chains(scan, leaves, 0);
 }
 
 /* Images that nothing reaches refer to each other in a circle: one of each circle is shown, and its disk says what is wrong. */
@@ -242,15 +274,17 @@ static int add_circles(struct fact_scan *scan, struct leaves *leaves, size_t nr_
 }
 
 int bare_find(struct store *store, struct image_facts *facts, const struct source *source, const struct file_refs *named,
-	      struct found_vm *old, size_t nr_old, struct found_vm **vms, size_t *nr_vms, size_t *cap_vms)
+	      snapshot_refs_fn snapshot_refs, void *ctx, struct found_vm *old, size_t nr_old, struct found_vm **vms, size_t *nr_vms, size_t *cap_vms)
 {
 	struct fact_scan scan = {.store = store, .known = &facts->known};
-	struct bare_result result = {.vms = vms, .nr_vms = nr_vms, .cap_vms = cap_vms};
+	struct bare_result result = {.vms = vms, .nr_vms = nr_vms, .cap_vms = cap_vms, .all_known = true};
 	struct leaves leaves = {0};
 	size_t nr_candidates = 0;
 	int err = index_old(&result, old, nr_old);
 	if (!err)
 		err = find_leaves(&scan, source, named, &leaves, &nr_candidates);
+	if (!err && any_is_left(&scan, &leaves, nr_candidates))
+		err = note_snapshots(&scan, source, snapshot_refs, ctx, &leaves, &result.all_known);
 	fact_unvisit_all(&scan);
 	for (size_t i = 0; !err && i < nr_candidates; i++)
 		if (!intern_lookup(&leaves.referred, scan.now.facts[leaves.tops[i]].path))

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -19,7 +20,8 @@
 #include "store/store_internal.h"
 
 #define REFRESH_MS    1000
-#define REFRESH_SHARE 10 /* a look that takes T is repeated after 10 T at the earliest */
+#define REFRESH_SHARE 10   /* a look that takes T is repeated after 10 T at the earliest */
+#define METADATA_SHARE 5000u /* this many snapshots' metadata are read in one look, for what they name */
 
 struct found {
 	pthread_mutex_t refresh;
@@ -29,8 +31,14 @@ struct found {
 	size_t nr_vms;
 	struct image_facts *facts;
 	uint64_t nr_looks;
+	bool needs_snapshot_refs; /* there are images that perhaps only snapshots name */
 
 	atomic_int_fast64_t next_ms; /* of the monotonic clock: no look before */
+	atomic_bool looked;	      /* once at least */
+	atomic_bool incomplete;   /* more metadata are to be read: see METADATA_SHARE */
+	atomic_bool ending;
+	bool started;
+	pthread_t thread;
 };
 
 /* --- small things ------------------------------------------------------------------------------------------------------- */
@@ -60,6 +68,9 @@ void found_free(struct found *found)
 {
 	if (!found)
 		return;
+	atomic_store(&found->ending, true);
+	if (found->started)
+		pthread_join(found->thread, NULL);
 	vms_free(found->vms, found->nr_vms);
 	source_done(&found->source);
 	image_facts_free(found->facts);
@@ -95,11 +106,11 @@ void file_refs_done(struct file_refs *refs)
 void found_vm_done(struct found_vm *found)
 {
 	free(found->path);
-	free(found->domain_name);
 	free(found->complaint);
 	vm_put(found->vm);
 	vm_put(found->shown);
 	file_refs_done(&found->refs);
+	file_refs_done(&found->snapshot_refs);
 	*found = (struct found_vm){0};
 }
 
@@ -192,7 +203,8 @@ static int root_name(const char *text, size_t len, char name[32], struct reason 
 static enum source_kind classify_xml(struct store *store, const char *path)
 {
 	struct reason why = {0};
-	auto_close int fd = trust_open(store->trust, NULL, path, O_RDONLY, NULL, &why);
+	struct stat st;
+	auto_close int fd = source_open(path, &st);
 	auto_free char *text = NULL;
 	size_t len = 0;
 	char name[32];
@@ -206,10 +218,11 @@ static enum source_kind classify_xml(struct store *store, const char *path)
 	return strcmp(name, "domain") == 0 ? SOURCE_DOMAIN : SOURCE_OTHER;
 }
 
-static enum source_kind classify_by_magic(struct store *store, const char *path)
+static enum source_kind classify_by_magic(const char *path)
 {
 	char magic[4];
-	auto_close int fd = trust_open(store->trust, NULL, path, O_RDONLY, NULL, NULL);
+	struct stat st;
+	auto_close int fd = source_open(path, &st);
 	if (fd < 0 || file_read(fd, magic, sizeof magic, 0) != sizeof magic)
 		return SOURCE_OTHER;
 	return memcmp(magic, "QFI\xfb", 4) == 0 ? SOURCE_IMAGE : SOURCE_OTHER;
@@ -226,16 +239,7 @@ static enum source_kind classify(struct store *store, const char *path)
 	const char *name = strrchr(path, '/') + 1;
 	if (ends_with_xml(name))
 		return classify_xml(store, path);
-	return bare_is_image_name(name) ? SOURCE_IMAGE : classify_by_magic(store, path);
-}
-
-static void classify_all(struct store *store, const struct source *old, struct source *now)
-{
-	for (size_t i = 0; i < now->nr_files; i++) {
-		struct source_file *file = &now->files[i];
-		const struct source_file *known = source_find(old, file->path);
-		file->kind = known && known->stamp == file->stamp ? known->kind : classify(store, file->path);
-	}
+	return bare_is_image_name(name) ? SOURCE_IMAGE : classify_by_magic(path);
 }
 
 /* --- reading ------------------------------------------------------------------------------------------------------------------ */
@@ -254,16 +258,14 @@ static struct found_vm *find_old_libvirt(struct found *found, size_t *at, const 
 	while (*at < found->nr_vms && (!found->vms[*at].path || strcmp(found->vms[*at].path, path) < 0))
 		++*at;
 	struct found_vm *old = *at < found->nr_vms ? &found->vms[*at] : NULL;
-	return old && old->domain_name && strcmp(old->path, path) == 0 ? old : NULL;
+	return old && old->vm && old->vm->kind == VM_FOUND_LIBVIRT && strcmp(old->path, path) == 0 ? old : NULL;
 }
 
 static int read_libvirt(struct look *look, const struct source_file *file, struct found_vm *ret)
 {
 	struct reason why = {0};
-	*ret = (struct found_vm){.path = strdup(file->path), .fresh = true};
-	int err = ret->path ? libvirt_read(look->store, &look->source, file, ret, &why) : -ENOMEM;
-	if (!err)
-		ret->hash = libvirt_hash(look->store, &look->source, file, ret->domain_name);
+	*ret = (struct found_vm){.path = strdup(file->path), .hash = file->stamp, .fresh = true};
+	int err = ret->path ? libvirt_read(look->store, file, ret, &why) : -ENOMEM;
 	if (err) {
 		found_vm_done(ret);
 		if (err != -ENOMEM)
@@ -278,7 +280,7 @@ static int look_at_domain(struct look *look, struct source_file *file, size_t *o
 		return -ENOMEM;
 	struct found_vm *made = &look->vms[look->nr_vms];
 	struct found_vm *old = find_old_libvirt(look->found, old_at, file->path);
-	if (old && old->hash == libvirt_hash(look->store, &look->source, file, old->domain_name)) {
+	if (old && old->hash == file->stamp) {
 		*made = *old;
 		/* The copy keeps the list in order for those that follow. */
 		*old = (struct found_vm){.path = strdup(made->path)};
@@ -306,27 +308,73 @@ static int look_at_domains(struct look *look)
 	return 0;
 }
 
-/* All that the libvirt VMs name, borrowed. */
-static int collect_refs(const struct look *look, struct file_refs *ret)
+/* Appends what REFS holds, borrowed. */
+static int borrow_refs(struct file_refs *to, const struct file_refs *refs)
 {
+	if (!refs->nr_refs)
+		return 0;
+	if (mem_grow(&to->refs, &to->cap_refs, to->nr_refs + refs->nr_refs, sizeof *to->refs) < 0)
+		return -ENOMEM;
+	memcpy(to->refs + to->nr_refs, refs->refs, refs->nr_refs * sizeof *to->refs);
+	to->nr_refs += refs->nr_refs;
+	return 0;
+}
+
+/* What the snapshots of VM name. *BUDGET: how many more metadata are to be read in this look. */
+static int read_snapshot_refs(struct look *look, struct found_vm *vm, size_t *budget)
+{
+	struct metadata_files files = {0};
+	struct vm *whole = NULL;
+	auto_free char *complaint = NULL;
+	file_refs_done(&vm->snapshot_refs);
+	vm->snapshot_refs_stamp = metadata_stamp(look->store, vm->vm);
+	int err = metadata_list(look->store, vm->vm, &files);
+	if (!err)
+		err = libvirt_read_snapshots(look->store, vm->vm, &files, &whole, &vm->snapshot_refs, &complaint);
+	*budget -= files.nr_files < *budget ? files.nr_files : *budget;
+	metadata_files_done(&files);
+	vm_put(whole);
+	return err;
+}
+
+static bool snapshot_refs_hold(struct store *store, const struct found_vm *vm)
+{
+	return vm->snapshot_refs_stamp && vm->snapshot_refs_stamp == metadata_stamp(store, vm->vm);
+}
+
+static int snapshot_refs(void *ctx, struct file_refs *refs, bool *ret_all)
+{
+	struct look *look = ctx;
+	size_t budget = METADATA_SHARE;
+	look->found->needs_snapshot_refs = true;
 	for (size_t i = 0; i < look->nr_vms; i++) {
-		const struct file_refs *refs = &look->vms[i].refs;
-		if (mem_grow(&ret->refs, &ret->cap_refs, ret->nr_refs + refs->nr_refs, sizeof *ret->refs) < 0)
-			return -ENOMEM;
-		if (refs->nr_refs)
-			memcpy(ret->refs + ret->nr_refs, refs->refs, refs->nr_refs * sizeof *ret->refs);
-		ret->nr_refs += refs->nr_refs;
+		struct found_vm *vm = &look->vms[i];
+		if (vm->vm->kind != VM_FOUND_LIBVIRT)
+			continue;
+		int err = 0;
+		if (!snapshot_refs_hold(look->store, vm) && budget)
+			err = read_snapshot_refs(look, vm, &budget);
+		if (!err)
+			err = borrow_refs(refs, &vm->snapshot_refs);
+		if (err)
+			return err;
 	}
+	*ret_all = budget > 0;
+	atomic_store(&look->found->incomplete, !*ret_all);
 	return 0;
 }
 
 static int look_at_images(struct look *look)
 {
 	struct file_refs named = {0};
-	int err = collect_refs(look, &named);
+	int err = 0;
+	look->found->needs_snapshot_refs = false;
+	atomic_store(&look->found->incomplete, false);
+	for (size_t i = 0; !err && i < look->nr_vms; i++)
+		err = borrow_refs(&named, &look->vms[i].refs);
 	if (!err)
-		err = bare_find(look->store, look->found->facts, &look->source, &named, look->found->vms, look->found->nr_vms,
-				&look->vms, &look->nr_vms, &look->cap_vms);
+		err = bare_find(look->store, look->found->facts, &look->source, &named, snapshot_refs, look, look->found->vms,
+				look->found->nr_vms, &look->vms, &look->nr_vms, &look->cap_vms);
 	free(named.refs);
 	return err;
 }
@@ -444,7 +492,6 @@ static int look_again(struct look *look)
 	struct found *found = look->found;
 	if (look->source.truncated && !found->source.truncated)
 		store_event(look->store, NULL, "%s holds more files than are looked at: some VMs aren't shown", look->store->source_dir);
-	classify_all(look->store, &found->source, &look->source);
 	int err = look_at_domains(look);
 	if (!err)
 		err = look_at_images(look);
@@ -459,36 +506,94 @@ static int look_again(struct look *look)
 	return err;
 }
 
+/* Images that were taken for VMs may be a snapshot's now, or the other way round. */
+static bool snapshots_changed(struct store *store)
+{
+	struct found *found = store->found;
+	if (!found->needs_snapshot_refs)
+		return false;
+	for (size_t i = 0; i < found->nr_vms; i++)
+		if (found->vms[i].vm && found->vms[i].vm->kind == VM_FOUND_LIBVIRT && !snapshot_refs_hold(store, &found->vms[i]))
+			return true;
+	return false;
+}
+
 static void refresh_locked(struct store *store)
 {
-	struct look look = {.store = store, .found = store->found};
-	int err = source_walk(store, &look.source);
+	struct found *found = store->found;
+	struct look look = {.store = store, .found = found};
+	int err = source_walk(store, &found->source, classify, &look.source);
 	if (err)
 		return;
-	if (source_equal(&look.source, &store->found->source)) {
-		source_done(&look.source);
-		return;
-	}
-	err = look_again(&look);
-	source_done(&store->found->source);
+	bool same = source_equal(&look.source, &found->source) && !atomic_load(&found->incomplete) && !snapshots_changed(store);
+	if (!same)
+		err = look_again(&look);
+	source_done(&found->source);
 	if (err)
 		source_done(&look.source); /* the next look finds it all changed */
 	else
-		store->found->source = look.source;
+		found->source = look.source;
 }
 
-void found_refresh(struct store *store, bool force)
+static void refresh_timed(struct store *store, bool first)
 {
 	struct found *found = store->found;
 	int64_t begun = now_ms();
-	if (!force && begun < atomic_load(&found->next_ms))
+	refresh_locked(store);
+	int64_t ended = now_ms();
+	int64_t pause = first ? 0 : (ended - begun) * REFRESH_SHARE; /* the first look reads everything: no measure */
+	atomic_store(&found->next_ms, ended + (pause > REFRESH_MS ? pause : REFRESH_MS));
+}
+
+/* Once only, whoever comes first; the others wait. */
+static void look_first(struct store *store)
+{
+	struct found *found = store->found;
+	pthread_mutex_lock(&found->refresh);
+	if (!atomic_load(&found->looked)) {
+		refresh_timed(store, true);
+		atomic_store(&found->looked, true);
+	}
+	pthread_mutex_unlock(&found->refresh);
+}
+
+void found_refresh(struct store *store)
+{
+	struct found *found = store->found;
+	if (!atomic_load(&found->looked))
+		look_first(store);
+	if (now_ms() < atomic_load(&found->next_ms))
 		return;
 	/* Somebody is looking: what was there a second ago will do. */
 	if (pthread_mutex_trylock(&found->refresh) != 0)
 		return;
-	refresh_locked(store);
-	int64_t ended = now_ms();
-	int64_t pause = force ? 0 : (ended - begun) * REFRESH_SHARE; /* the first look reads everything: no measure */
-	atomic_store(&found->next_ms, ended + (pause > REFRESH_MS ? pause : REFRESH_MS));
+	refresh_timed(store, false);
 	pthread_mutex_unlock(&found->refresh);
+}
+
+/* --- in the background ------------------------------------------------------------------------------------------------ */
+
+static void *read_all(void *arg)
+{
+	struct store *store = arg;
+	struct found *found = store->found;
+	look_first(store);
+	while (atomic_load(&found->incomplete) && !atomic_load(&found->ending)) {
+		pthread_mutex_lock(&found->refresh);
+		refresh_timed(store, true);
+		pthread_mutex_unlock(&found->refresh);
+	}
+	return NULL;
+}
+
+int found_start(struct store *store)
+{
+	/* Signals are for the thread that serves. */
+	sigset_t all, before;
+	sigfillset(&all);
+	pthread_sigmask(SIG_BLOCK, &all, &before);
+	int err = -pthread_create(&store->found->thread, NULL, read_all, store);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	store->found->started = !err;
+	return err;
 }

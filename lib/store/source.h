@@ -1,6 +1,8 @@
 /* The files below SOURCE, as one sorted list: what is there, and whether it changed since the last look.
  *
- * Only names and stat(2): no symlink is followed, hidden names, the store and the mount point aren't entered. */
+ * Only names and stat(2), and the beginnings of XML files: no symlink is followed, hidden names, the store and the mount point aren't entered.
+ * Snapshots' metadata aren't in the list, for there may be a million: the XML files in a directory X beside a domain's X.xml, and all
+ * below -o snapshots. They are listed when somebody looks at their VM. */
 #ifndef STORE_SOURCE_H
 #define STORE_SOURCE_H
 
@@ -14,7 +16,6 @@
 struct store;
 
 enum source_kind {
-	SOURCE_UNKNOWN, /* not looked into yet */
 	SOURCE_OTHER,
 	SOURCE_DOMAIN, /* XML with the root <domain> */
 	SOURCE_IMAGE,
@@ -26,17 +27,29 @@ struct source_file {
 	enum source_kind kind;
 };
 
+/* A directory that held nothing but snapshots' metadata: while it doesn't change it isn't read again. */
+struct source_dir {
+	char *path;
+	uint64_t stamp;
+};
+
 struct source {
 	struct source_file *files; /* in order of path */
 	size_t nr_files, cap_files;
+	struct source_dir *dirs; /* in order of path */
+	size_t nr_dirs, cap_dirs;
 	bool truncated; /* there were too many */
 };
 
 /* A hash of all that changes when a file does: device, inode, size, times. */
 uint64_t stamp_make(const struct stat *st);
 
-/* Lists the store's SOURCE and its directory of snapshot metadata. A directory that can't be read is left out. */
-int source_walk(struct store *store, struct source *ret);
+/* Whether what was read from a file or directory just now would look the same after another change at once: its clock may not have moved on. */
+bool stamp_is_fresh(const struct stat *st);
+
+/* Lists the store's SOURCE. A directory that can't be read is left out. What is the same in OLD keeps its kind, for the rest CLASSIFY tells it. */
+typedef enum source_kind (*source_classify_fn)(struct store *store, const char *path);
+int source_walk(struct store *store, const struct source *old, source_classify_fn classify, struct source *ret);
 void source_done(struct source *source);
 
 bool source_equal(const struct source *a, const struct source *b);
@@ -44,7 +57,10 @@ bool source_equal(const struct source *a, const struct source *b);
 /* NULL: not there. */
 const struct source_file *source_find(const struct source *source, const char *path);
 
-/* The index of the first file whose path isn't less than PREFIX; those that begin with it follow. */
-size_t source_lower_bound(const struct source *source, const char *prefix);
+/* Whether directory PATH is never looked into: hidden, our mount point (a stat(2) of it would be asked of ourselves), the store. */
+bool source_is_skipped(const struct store *store, const char *path);
+
+/* Opens a regular file that was listed, following no symlink, for reading. */
+int source_open(const char *path, struct stat *ret_st);
 
 #endif

@@ -19,6 +19,7 @@
 #include "store/managed.h"
 #include "store/stat.h"
 #include "store/store_internal.h"
+#include "store/whole.h"
 
 #define STORE_NAME ".vmsnapfs"
 
@@ -215,6 +216,7 @@ static struct store *store_new(void)
 		return NULL;
 	store->store_fd = store->layers_fd = store->vms_fd = store->lock_fd = -1;
 	pthread_mutex_init(&store->lock, NULL);
+	list_init(&store->wholes);
 	return store;
 }
 
@@ -234,16 +236,16 @@ int store_open(const struct store_config *config, struct store **ret, struct rea
 		store_close(store);
 		return err;
 	}
-	found_refresh(store, true);
 	*ret = store;
 	return 0;
 }
 
 int store_start(struct store *store)
 {
-	if (!store->writable)
-		return 0;
-	int err = write_pid(store); /* the daemon's, now that it has forked */
+	int err = found_start(store);
+	if (err || !store->writable)
+		return err;
+	err = write_pid(store); /* the daemon's, now that it has forked */
 	if (!err)
 		err = jobs_add_all(store);
 	return err ? err : jobs_start(store);
@@ -288,21 +290,42 @@ struct image_cache *store_images(struct store *store)
 	return store->images;
 }
 
-struct vm *store_find(struct store *store, enum vm_place place, const char *name)
+struct vm *store_find_brief(struct store *store, enum vm_place place, const char *name)
 {
-	found_refresh(store, false);
+	found_refresh(store);
 	return table_find(store, place, name);
 }
 
-struct vm *store_get(struct store *store, uint32_t vm_id)
+struct vm *store_get_brief(struct store *store, uint32_t vm_id)
 {
-	found_refresh(store, false);
+	found_refresh(store);
 	struct entry *entry = table_entry(store, vm_id);
 	return entry ? table_current(store, entry) : NULL;
 }
 
+struct vm *store_whole(struct store *store, struct vm *vm)
+{
+	return whole_get(store, vm);
+}
+
+struct vm *store_find(struct store *store, enum vm_place place, const char *name)
+{
+	return whole_get(store, store_find_brief(store, place, name));
+}
+
+struct vm *store_get(struct store *store, uint32_t vm_id)
+{
+	return whole_get(store, store_get_brief(store, vm_id));
+}
+
 int store_list(struct store *store, enum vm_place place, struct vm ***ret, size_t *ret_nr)
 {
-	found_refresh(store, false);
+	found_refresh(store);
 	return table_list(store, place, ret, ret_nr);
+}
+
+int store_list_from(struct store *store, enum vm_place place, uint32_t first_id, size_t max, struct vm ***ret, size_t *ret_nr)
+{
+	found_refresh(store);
+	return table_list_from(store, place, first_id, max, ret, ret_nr);
 }

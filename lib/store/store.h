@@ -43,7 +43,7 @@ struct store_config {
 
 struct store;
 
-/* Opens (and, where it can, makes) the store and reads SOURCE. A store that can't be written, or held by another daemon's lock
+/* Opens (and, where it can, makes) the store. SOURCE is read when somebody asks, or in the background. A store that can't be written, or held by another daemon's lock
  * (-EBUSY, with its pid), makes the mount read-only for the first and fails for the second. */
 int store_open(const struct store_config *config, struct store **ret, struct reason *why);
 /* Starts the background threads: after the daemon has forked. */
@@ -56,12 +56,22 @@ struct image_cache *store_images(struct store *store);
 
 /* --- looking -------------------------------------------------------------------------------------------------- */
 
-/* Reference to a VM; NULL: none. Lookups notice what changed in SOURCE, at most a second late. */
+/* Reference to a VM; NULL: none. Lookups notice what changed in SOURCE, at most a second late; the first one waits until SOURCE has been read. */
 struct vm *store_find(struct store *store, enum vm_place place, const char *name);
 struct vm *store_get(struct store *store, uint32_t vm_id);
 
-/* References to all VMs of PLACE in order of name; the caller puts each and frees the array. */
+/* The same, perhaps without snapshots: see vm->is_brief. Nothing is read for it. */
+struct vm *store_find_brief(struct store *store, enum vm_place place, const char *name);
+struct vm *store_get_brief(struct store *store, uint32_t vm_id);
+
+/* The VM as store_get() has it; takes the reference (may be NULL) over. */
+struct vm *store_whole(struct store *store, struct vm *vm);
+
+/* References to all VMs of PLACE in order of name, brief; the caller puts each and frees the array. */
 int store_list(struct store *store, enum vm_place place, struct vm ***ret, size_t *ret_nr);
+
+/* At most MAX of them, those with the lowest ids from FIRST_ID on, in order of id. */
+int store_list_from(struct store *store, enum vm_place place, uint32_t first_id, size_t max, struct vm ***ret, size_t *ret_nr);
 
 /* Texts as files show them; SNAPSHOT NULL: the VM as it is now. The caller frees. MOUNT_DIR is the mount point: a disk
  * that exists only there yet is named by its path in it (NULL: by its future path). */

@@ -1,8 +1,8 @@
 /* The inside of the store, for the files of lib/store alone: what its parts share. Each part's own state is in its own header.
  *
  * Locks, outermost first. None but `lock` and those inside the parts is taken twice by one thread.
- *   found->refresh     one reading of SOURCE at a time; tried, never waited for
- *   entry->change      one change to a managed VM at a time; two of them in order of VM id
+ *   found->refresh     one reading of SOURCE at a time; tried, and waited for only before the first
+ *   entry->change      one change to a managed VM, or one reading of a found one's snapshots, at a time; two of them in order of VM id
  *   open_head->swap    shared by each read and write; exclusively while the head's file changes; several in order of disk
  *   jobs->lock         the list of jobs
  *   flats->lock        the list of flat files; their making is outside
@@ -14,6 +14,7 @@
 
 #include <pthread.h>
 
+#include "base/list.h"
 #include "store/intern.h"
 #include "store/layers.h"
 #include "store/store.h"
@@ -23,6 +24,7 @@ struct flats;
 struct found;
 struct jobs;
 struct stat_cache;
+struct whole;
 struct open_head;
 
 /* A VM through all its descriptions. Never freed while the store is open: its id is never used again. */
@@ -30,18 +32,20 @@ struct entry {
 	uint32_t id;
 	char *key; /* SOURCE path of its XML or image; UUID of a managed VM */
 	pthread_mutex_t change;
+	uint64_t snapshots_complaint; /* protected by change: hash of what was said to be wrong with its snapshots; 0: nothing */
 
 	/* protected by store->lock */
 	struct vm *vm; /* NULL: gone */
+	struct whole *whole; /* the same with its snapshots; NULL: not read, or forgotten */
 	struct intern snapshot_names, disk_names;
 	uint32_t next_reuse; /* of disk_names, when all its numbers are taken */
 	uint64_t last_look;  /* found VMs: the look at SOURCE that saw it last */
 };
 
-/* The VMs of a place in order of name; borrowed from the entries. */
+/* The VMs of a place in order of name. */
 struct vm_index {
-	struct vm **vms;
-	size_t nr_vms, cap_vms;
+	struct entry **entries;
+	size_t nr_entries, cap_entries;
 };
 
 struct store {
@@ -65,6 +69,8 @@ struct store {
 	size_t nr_entries, cap_entries;
 	struct vm_index index[2]; /* by enum vm_place */
 	bool index_stale;
+	struct list wholes; /* see whole.h */
+	size_t wholes_weight;
 	struct reservation *reservations;
 	struct open_head *heads;
 	struct layers layers;
@@ -86,12 +92,16 @@ struct vm *table_current(struct store *store, struct entry *entry);
 int table_publish(struct store *store, struct entry *entry, struct vm *vm);
 int table_publish_locked(struct store *store, struct entry *entry, struct vm *vm);
 
+/* Gives the VM and its parts their ids. */
+int table_number_locked(struct entry *entry, struct vm *vm);
+
 /* The VM is gone. Names and numbers of a found one are remembered: it may come back. */
 void table_withdraw(struct store *store, struct entry *entry);
 void table_withdraw_locked(struct store *store, struct entry *entry);
 
 struct vm *table_find(struct store *store, enum vm_place place, const char *name);
 int table_list(struct store *store, enum vm_place place, struct vm ***ret, size_t *ret_nr);
+int table_list_from(struct store *store, enum vm_place place, uint32_t first_id, size_t max, struct vm ***ret, size_t *ret_nr);
 
 /* A name that an operation under way is going to use. */
 struct reservation {

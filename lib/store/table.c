@@ -4,7 +4,9 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "store/found.h"
 #include "store/store_internal.h"
+#include "store/whole.h"
 
 #define VM_ID_MAX	((1u << VM_ID_BITS) - 1)
 #define SNAPSHOT_ID_MAX ((1u << SNAPSHOT_ID_BITS) - 1)
@@ -126,7 +128,7 @@ static void disks_unnumber(struct vm_disk *disks, size_t nr)
 		disks[i].id = 0;
 }
 
-static int vm_number(struct entry *entry, struct vm *vm)
+int table_number_locked(struct entry *entry, struct vm *vm)
 {
 	vm->id = entry->id;
 	disks_unnumber(vm->disks, vm->nr_disks);
@@ -144,12 +146,14 @@ static int vm_number(struct entry *entry, struct vm *vm)
 
 int table_publish_locked(struct store *store, struct entry *entry, struct vm *vm)
 {
-	int err = vm_number(entry, vm);
+	int err = table_number_locked(entry, vm);
 	if (err)
 		return err;
+	if (!entry->vm || entry->vm->place != vm->place || strcmp(entry->vm->name, vm->name) != 0)
+		store->index_stale = true;
+	whole_drop_locked(store, entry);
 	vm_put(entry->vm);
 	entry->vm = vm;
-	store->index_stale = true;
 	return 0;
 }
 
@@ -167,6 +171,7 @@ void table_withdraw_locked(struct store *store, struct entry *entry)
 		intern_done(&entry->snapshot_names);
 		intern_done(&entry->disk_names);
 	}
+	whole_drop_locked(store, entry);
 	vm_put(take_ptr(entry->vm));
 	store->index_stale = true;
 }
@@ -182,43 +187,44 @@ void table_withdraw(struct store *store, struct entry *entry)
 
 static int by_name(const void *a, const void *b)
 {
-	return strcmp((*(struct vm *const *)a)->name, (*(struct vm *const *)b)->name);
+	return strcmp((*(struct entry *const *)a)->vm->name, (*(struct entry *const *)b)->vm->name);
 }
 
-static int index_add(struct vm_index *index, struct vm *vm)
+static int index_add(struct vm_index *index, struct entry *entry)
 {
-	if (mem_grow(&index->vms, &index->cap_vms, index->nr_vms + 1, sizeof *index->vms) < 0)
+	if (mem_grow(&index->entries, &index->cap_entries, index->nr_entries + 1, sizeof *index->entries) < 0)
 		return -ENOMEM;
-	index->vms[index->nr_vms++] = vm;
+	index->entries[index->nr_entries++] = entry;
 	return 0;
 }
 
-/* Entries keep their descriptions alive; the index borrows them. */
+/* While names stay as they are, an entry that gets another description keeps its position. */
 static int index_refresh_locked(struct store *store)
 {
 	if (!store->index_stale)
 		return 0;
-	store->index[PLACE_VMS].nr_vms = store->index[PLACE_CLONES].nr_vms = 0;
+	store->index[PLACE_VMS].nr_entries = store->index[PLACE_CLONES].nr_entries = 0;
 	for (size_t i = 0; i < store->nr_entries; i++) {
-		struct vm *vm = store->entries[i]->vm;
-		if (vm && index_add(&store->index[vm->place], vm) < 0)
+		struct entry *entry = store->entries[i];
+		if (entry->vm && index_add(&store->index[entry->vm->place], entry) < 0)
 			return -ENOMEM;
 	}
 	for (int place = 0; place < 2; place++)
-		if (store->index[place].nr_vms)
-			qsort(store->index[place].vms, store->index[place].nr_vms, sizeof(struct vm *), by_name);
+		if (store->index[place].nr_entries)
+			qsort(store->index[place].entries, store->index[place].nr_entries, sizeof(struct entry *), by_name);
 	store->index_stale = false;
 	return 0;
 }
 
 static struct vm *table_find_locked(struct store *store, enum vm_place place, const char *name)
 {
-	struct vm key = {.name = (char *)(uintptr_t)name};
-	struct vm *key_ptr = &key;
-	if (index_refresh_locked(store) < 0 || !store->index[place].nr_vms)
+	struct vm vm = {.name = (char *)(uintptr_t)name};
+	struct entry key = {.vm = &vm}, *key_ptr = &key;
+	const struct vm_index *index = &store->index[place];
+	if (index_refresh_locked(store) < 0 || !index->nr_entries)
 		return NULL;
-	struct vm **found = bsearch(&key_ptr, store->index[place].vms, store->index[place].nr_vms, sizeof(struct vm *), by_name);
-	return found ? *found : NULL;
+	struct entry **found = bsearch(&key_ptr, index->entries, index->nr_entries, sizeof key_ptr, by_name);
+	return found ? (*found)->vm : NULL;
 }
 
 struct vm *table_find(struct store *store, enum vm_place place, const char *name)
@@ -236,14 +242,32 @@ int table_list(struct store *store, enum vm_place place, struct vm ***ret, size_
 	struct vm **vms = NULL;
 	pthread_mutex_lock(&store->lock);
 	int err = index_refresh_locked(store);
-	size_t nr = store->index[place].nr_vms;
+	size_t nr = store->index[place].nr_entries;
 	if (!err && !(vms = mem_new_array(nr, sizeof *vms)))
 		err = -ENOMEM;
 	for (size_t i = 0; !err && i < nr; i++)
-		vms[i] = vm_ref(store->index[place].vms[i]);
+		vms[i] = vm_ref(store->index[place].entries[i]->vm);
 	pthread_mutex_unlock(&store->lock);
 	if (err)
 		return err;
+	*ret = vms;
+	*ret_nr = nr;
+	return 0;
+}
+
+int table_list_from(struct store *store, enum vm_place place, uint32_t first_id, size_t max, struct vm ***ret, size_t *ret_nr)
+{
+	struct vm **vms = mem_new_array(max, sizeof *vms);
+	size_t nr = 0;
+	if (!vms)
+		return -ENOMEM;
+	pthread_mutex_lock(&store->lock);
+	for (size_t i = first_id ? first_id - 1 : 0; i < store->nr_entries && nr < max; i++) {
+		struct vm *vm = store->entries[i]->vm;
+		if (vm && vm->place == place)
+			vms[nr++] = vm_ref(vm);
+	}
+	pthread_mutex_unlock(&store->lock);
 	*ret = vms;
 	*ret_nr = nr;
 	return 0;
@@ -260,6 +284,8 @@ bool table_is_reserved_locked(struct store *store, enum vm_place place, const ch
 int table_reserve(struct store *store, struct reservation *r, enum vm_place place, const char *name)
 {
 	*r = (struct reservation){.place = place, .name = name};
+	if (place == PLACE_VMS)
+		found_refresh(store);
 	pthread_mutex_lock(&store->lock);
 	int err = 0;
 	if (table_find_locked(store, place, name) || table_is_reserved_locked(store, place, name)) {
@@ -286,10 +312,12 @@ void table_release(struct store *store, struct reservation *r)
 
 void table_done(struct store *store)
 {
-	for (size_t i = 0; i < store->nr_entries; i++)
+	for (size_t i = 0; i < store->nr_entries; i++) {
+		whole_drop_locked(store, store->entries[i]);
 		entry_free(store->entries[i]);
+	}
 	free(store->entries);
 	intern_done(&store->keys);
-	free(store->index[0].vms);
-	free(store->index[1].vms);
+	free(store->index[0].entries);
+	free(store->index[1].entries);
 }

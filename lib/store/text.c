@@ -15,6 +15,7 @@
 #include "store/heads.h"
 #include "store/jobs.h"
 #include "store/store_internal.h"
+#include "store/whole.h"
 
 /* --- configurations ------------------------------------------------------------------------------------------------------ */
 
@@ -216,8 +217,12 @@ int store_status_text(struct store *store, const struct vm *vm, char **ret, size
 		strbuf_addf(&b, "state: %s\n", heads_in_use(store, table_entry(store, vm->id)) ? "in use" : "not in use");
 	if (vm->origin)
 		strbuf_addf(&b, "origin: %s\n", vm->origin);
-	strbuf_addf(&b, "snapshots: %zu\n", vm->nr_snapshots);
-	strbuf_addf(&b, "current: %s\n", vm->current >= 0 ? vm->snapshots[vm->current].name : "none");
+	struct vm *whole = whole_get(store, vm_ref((struct vm *)(uintptr_t)vm));
+	if (whole) {
+		strbuf_addf(&b, "snapshots: %zu\n", whole->nr_snapshots);
+		strbuf_addf(&b, "current: %s\n", whole->current >= 0 ? whole->snapshots[whole->current].name : "none");
+	}
+	vm_put(whole);
 	for (size_t i = 0; i < vm->nr_disks; i++)
 		add_disk_status(store, &b, vm, &vm->disks[i], &used);
 	strbuf_addf(&b, "space: %" PRIu64 " bytes allocated\n", used);

@@ -80,6 +80,7 @@ void vm_put(struct vm *vm)
 	free(vm->name);
 	free(vm->uuid);
 	free(vm->xml_path);
+	free(vm->domain_name);
 	free(vm->config);
 	free(vm->origin);
 	free(vm);
@@ -192,8 +193,9 @@ static int vm_copy_into(struct vm *to, const struct vm *from)
 	to->gid = from->gid;
 	to->mode = from->mode;
 	to->current = from->current;
+	to->is_brief = from->is_brief;
 	if (text_set(&to->name, from->name) || text_set(&to->uuid, from->uuid) ||
-	    text_set(&to->xml_path, from->xml_path) || text_set(&to->config, from->config) ||
+	    text_set(&to->xml_path, from->xml_path) || text_set(&to->domain_name, from->domain_name) || text_set(&to->config, from->config) ||
 	    text_set(&to->origin, from->origin) || disks_copy(&to->disks, &to->nr_disks, from->disks, from->nr_disks))
 		return -ENOMEM;
 	for (size_t i = 0; i < from->nr_snapshots; i++) {

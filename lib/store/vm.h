@@ -68,10 +68,12 @@ struct vm {
 	gid_t gid;
 	mode_t mode;		  /* read bits of its XML or image: subset of 0444 */
 	char *xml_path;	  /* found libvirt VMs: the domain XML */
+	char *domain_name; /* the same: the name as libvirt spells it */
 	char *config;	  /* managed: the domain XML as last given; disks and identity are put in when it is shown */
 	char *origin;	  /* managed: "VM@SNAPSHOT" it was cloned from; NULL */
 	struct vm_disk *disks;
 	size_t nr_disks;
+	bool is_brief; /* a found libvirt VM without its snapshots, for they haven't been read: see store_whole() */
 	struct vm_snapshot *snapshots; /* in order of time */
 	size_t nr_snapshots;
 	int current; /* index of the last applied snapshot; -1: none */

@@ -24,7 +24,7 @@ static int fail(const char *what, int err, const struct reason *why)
 
 static void list_disks(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot)
 {
-	size_t nr = snapshot ? snapshot->nr_disks : vm->nr_disks;
+	size_t nr = snapshot ? snapshot->nr_disks : vm ? vm->nr_disks : 0;
 	for (size_t i = 0; i < nr; i++) {
 		const struct vm_disk *disk = snapshot ? &snapshot->disks[i] : &vm->disks[i];
 		struct disk_stat st;
@@ -44,13 +44,14 @@ static int list(struct store *store)
 	struct reason why = {{0}};
 	int err = store_list(store, PLACE_VMS, &vms, &nr);
 	for (size_t i = 0; i < nr; i++) {
-		printf("%s\n", vms[i]->name);
-		list_disks(store, vms[i], NULL);
-		for (size_t s = 0; s < vms[i]->nr_snapshots; s++) {
-			printf("  @%s%s\n", vms[i]->snapshots[s].name, (int)s == vms[i]->current ? " (current)" : "");
-			list_disks(store, vms[i], &vms[i]->snapshots[s]);
+		struct vm *vm = store_whole(store, vms[i]);
+		printf("%s\n", vm ? vm->name : "(gone)");
+		list_disks(store, vm, NULL);
+		for (size_t s = 0; vm && s < vm->nr_snapshots; s++) {
+			printf("  @%s%s\n", vm->snapshots[s].name, (int)s == vm->current ? " (current)" : "");
+			list_disks(store, vm, &vm->snapshots[s]);
 		}
-		vm_put(vms[i]);
+		vm_put(vm);
 	}
 	free(vms);
 	return err ? fail("listing", err, &why) : 0;
