@@ -66,7 +66,7 @@ static int load(struct head *head, struct reason *why)
 		err = space_scan(&head->space, head->fd, &head->header, head->l1, why);
 	if (err)
 		return reason_prefix(why, err, "%s: ", head->path);
-	head->virtual_size = head->header.virtual_size;
+	atomic_store(&head->virtual_size, head->header.virtual_size);
 	atomic_store(&head->is_dirty, (head->header.incompatible & QCOW2_INCOMPAT_DIRTY) != 0);
 	return 0;
 }
@@ -113,8 +113,10 @@ static int head_init(struct head *head)
 	pthread_mutex_init(&head->flush_lock, NULL);
 	pthread_mutex_init(&head->lock, NULL);
 	pthread_cond_init(&head->changed, NULL);
-	list_init(&head->lru);
+	list_init(&head->ages);
+	list_init(&head->dirty);
 	list_init(&head->busy);
+	atomic_store(&head->nr_changes, 1); /* what another process left in the page cache */
 	return head->name && head->path ? 0 : -ENOMEM;
 }
 
@@ -157,10 +159,26 @@ int head_mark_dirty(struct head *head)
 	return err;
 }
 
+static int failure_of(struct head *head)
+{
+	pthread_mutex_lock(&head->lock);
+	int err = head->failed;
+	pthread_mutex_unlock(&head->lock);
+	return err;
+}
+
 int head_flush(struct head *head)
 {
+	uint64_t wanted = atomic_load(&head->nr_changes);
 	pthread_mutex_lock(&head->flush_lock);
-	int err = tables_write(head);
+	/* Whoever waited for its turn here may find that the flush before was its own, too. */
+	int err = failure_of(head);
+	if (!err && head->nr_stable < wanted) {
+		uint64_t nr_changes = atomic_load(&head->nr_changes);
+		err = tables_write(head);
+		if (!err)
+			head->nr_stable = nr_changes;
+	}
 	pthread_mutex_unlock(&head->flush_lock);
 	return err;
 }
@@ -180,10 +198,7 @@ int head_close(struct head *head)
 
 uint64_t head_virtual_size(struct head *head)
 {
-	pthread_mutex_lock(&head->lock);
-	uint64_t virtual_size = head->virtual_size;
-	pthread_mutex_unlock(&head->lock);
-	return virtual_size;
+	return atomic_load(&head->virtual_size);
 }
 
 const struct stat *head_stat(struct head *head, struct stat *ret)
@@ -235,7 +250,7 @@ static void take_state(struct head *head, struct head *fresh)
 	head->space = fresh->space;
 	head->l1 = fresh->l1;
 	head->l1_dirty = fresh->l1_dirty;
-	head->virtual_size = fresh->virtual_size;
+	atomic_store(&head->virtual_size, atomic_load(&fresh->virtual_size));
 	head->size_dirty = false;
 	head->comparing = false;
 	atomic_store(&head->is_dirty, atomic_load(&fresh->is_dirty));

@@ -18,12 +18,12 @@
  *      the allocator alone, which knows every cluster that was in use at the opening (found by walking the tables).
  *  I7  After a failed sync nothing more is written to tables: what the disk holds is no longer known. Every later flush fails.
  *
- * The steps of a write
+ * The steps of a write, for a span of clusters at a time
  *  W1  dirty bit set and stable, before the first allocation (I4)
- *  W2  host cluster allocated, in memory
+ *  W2  host clusters allocated, in memory
  *  W3  data written; partly covered subclusters filled up from beneath
- *  W4  L2 entry changed, in memory
- * The steps of a flush
+ *  W4  L2 entries changed, in memory
+ * The steps of a flush; one that began after a write was done serves all who wait to have that write stable
  *  F1  the changed table pages are copied, in memory; L2 pages of tables that no L1 entry on disk names are written: nobody
  *      can see them yet
  *  F2  barrier: data and new tables are stable
@@ -47,20 +47,23 @@
 
 #define L2_PAGE_BYTES 4096u
 #define L2_PAGE_WORDS (L2_PAGE_BYTES / 8)
-#define L2_PAGE_BUCKETS 1024u
+#define L2_PAGE_BUCKETS 4096u
 #define L2_PAGES_MAX  4096u /* 16 MiB; more only while they are dirty */
 #define L2_DIRTY_MAX  2048u /* then the writer flushes */
+#define SPAN_MAX      64u   /* clusters */
 
 /* 4 KiB of an L2 table, in memory. */
 struct l2_page {
 	uint64_t host_off;
 	uint64_t l1_index; /* of the table */
 	bool loading;	   /* being read without the lock: wait on `changed` */
+	bool recent;	   /* used since it was last looked at for eviction */
 	bool dirty;
 	bool writing; /* in a flush's hands: must not be evicted and read again before it is on disk */
 	unsigned nr_users; /* pinned while non-zero */
 	struct l2_page *next; /* in its bucket */
-	struct list lru;
+	struct list age;
+	struct list dirty_link;
 	be64 words[L2_PAGE_WORDS];
 };
 
@@ -77,10 +80,23 @@ struct space {
 	bool reftable_stale;
 };
 
-/* A guest cluster that somebody is allocating in: others wait. Lives on its holder's stack. */
-struct busy_cluster {
-	uint64_t number;
-	struct list link;
+/* A bit for each subcluster: A, Z, or neither (U). */
+struct cluster_state {
+	uint64_t host_off; /* 0: none */
+	uint32_t allocated, zero;
+};
+
+/* Guest clusters whose entries lie in one page of an L2 table, and what somebody has in mind with them. Lives on its owner's stack. */
+struct span {
+	uint64_t first;
+	unsigned nr;
+	struct cluster_state states[SPAN_MAX]; /* as they were when it was claimed; then as they shall be */
+	bool held; /* others wait for it */
+	/* of a span that is held */
+	struct list link;     /* in busy */
+	struct l2_page *page; /* pinned; NULL: there is no table yet */
+	unsigned word;
+	uint64_t new_hosts; /* a bit for each cluster that got its host cluster from span_alloc_locked */
 };
 
 struct head {
@@ -95,21 +111,49 @@ struct head {
 	/* Held shared by every operation on guest data, exclusively to stop them all. Taken before flush_lock and lock. */
 	pthread_rwlock_t gate;
 	pthread_mutex_t flush_lock; /* one flush at a time; taken before lock */
+	uint64_t nr_stable;	    /* of nr_changes; protected by flush_lock */
+	_Atomic uint64_t nr_changes; /* operations on guest data that are done */
+	_Atomic uint64_t virtual_size; /* changed with lock held */
+	_Atomic size_t nr_dirty;       /* the same */
+
 	pthread_mutex_t lock;
-	pthread_cond_t changed; /* a page was loaded, a cluster is no longer busy */
+	pthread_cond_t changed; /* a page was loaded, a span is no longer busy */
 	/* protected by lock */
-	uint64_t virtual_size;
+	unsigned nr_waiting; /* for `changed` */
 	bool size_dirty;
 	be64 *l1;
 	bool *l1_dirty; /* of each entry: not on disk yet */
 	size_t nr_l1_dirty;
 	struct l2_page *buckets[L2_PAGE_BUCKETS];
-	struct list lru; /* of all pages, oldest first */
-	size_t nr_pages, nr_dirty;
-	struct list busy;
+	struct list ages;  /* of all pages, oldest first */
+	struct list dirty; /* pages */
+	size_t nr_pages;
+	struct list busy; /* spans */
 	struct space space;
 	int failed; /* I7: the error of the sync that failed */
 };
+
+static inline uint64_t min_u64(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+static inline uint64_t round_up(uint64_t n, uint64_t to)
+{
+	return (n + to - 1) / to * to;
+}
+static inline uint64_t cluster_size_of(const struct head *head)
+{
+	return qcow2_cluster_size(&head->header.geo);
+}
+static inline uint64_t subcluster_size_of(const struct head *head)
+{
+	return 1ull << head->header.geo.subcluster_bits;
+}
+/* Bytes from GUEST_OFF to the end of its cluster. */
+static inline uint64_t to_cluster_end(const struct head *head, uint64_t guest_off)
+{
+	return cluster_size_of(head) - (guest_off & (cluster_size_of(head) - 1));
+}
 
 /* --- head_space.c ------------------------------------------------------------------------------------------------ */
 
@@ -135,14 +179,56 @@ bool tables_are_empty(const struct head *head);
 /* Whether there is an L2 table for GUEST_OFF. */
 bool tables_has_l2(const struct head *head, uint64_t guest_off);
 
-/* The page with the L2 entry of GUEST_OFF, pinned until tables_put, and the entry's first word in it. CREATE: makes the table where
- * there is none (else RET_PAGE is NULL). Drops and retakes the lock when it reads. */
+/* The page with the L2 entry of GUEST_OFF, pinned until tables_put_locked, and the entry's first word in it. CREATE: makes the table
+ * where there is none (else RET_PAGE is NULL). Drops and retakes the lock when it reads. */
 int tables_get_locked(struct head *head, uint64_t guest_off, bool create, struct l2_page **ret_page, unsigned *ret_word);
 void tables_put_locked(struct l2_page *page);
 void tables_dirty_locked(struct head *head, struct l2_page *page);
 
+/* Waits until a page is loaded or a span let go. */
+void tables_wait_locked(struct head *head);
+void tables_wake_locked(struct head *head);
+
 /* F1 to F4. Called with flush_lock held and lock not held. */
 int tables_write(struct head *head);
+
+/* --- head_span.c ----------------------------------------------------------------------------------------------------- */
+
+/* Subclusters of its first cluster that [GUEST_OFF, +LEN) touches, and those that it covers from end to end. */
+uint32_t subclusters_touched(const struct head *head, uint64_t guest_off, uint64_t len);
+uint32_t subclusters_covered(const struct head *head, uint64_t guest_off, uint64_t len);
+
+/* How much of [GUEST_OFF, +LEN) fits into one span. */
+uint64_t span_fit(const struct head *head, uint64_t guest_off, uint64_t len);
+
+/* Waits until nobody holds any of the clusters that [GUEST_OFF, +LEN) touches, and looks at their states. Holds them until
+ * span_release_locked if any subcluster of the range isn't allocated, or ALWAYS. */
+int span_claim_locked(struct head *head, struct span *span, uint64_t guest_off, uint64_t len, bool always);
+/* W2: makes the table where there is none, and gives each cluster of WANTED (a bit each) a host cluster if it has none. */
+int span_alloc_locked(struct head *head, struct span *span, uint64_t wanted);
+/* W4, unless ERR: then host clusters that the span has got are given back. Lets go of the span. */
+int span_release_locked(struct head *head, struct span *span, int err);
+
+/* --- head_io.c: the gate is held ----------------------------------------------------------------------------------------- */
+
+int head_read_below(struct head *head, void *buf, size_t len, uint64_t guest_off);
+/* Beyond the virtual size: zeros. */
+int head_read_range(struct head *head, void *buf, size_t len, uint64_t guest_off);
+int head_write_range(struct head *head, const void *buf, size_t len, uint64_t guest_off);
+/* What a change of guest data ends with, after the gate: ERR, or that of the flush if too much was left to one. */
+int head_changed(struct head *head, int err);
+
+/* --- head_zero.c: the gate is held ------------------------------------------------------------------------------------- */
+
+/* Why bytes become zeros. CUT: the disk ends before them, so what lies beneath need not be hidden now. SHARE: not zeros at all
+ * but what lies beneath. */
+enum zero_mode { ZERO_VISIBLY, ZERO_CUT, ZERO_SHARE };
+int head_zero_range(struct head *head, uint64_t guest_off, uint64_t len, enum zero_mode mode);
+
+/* --- head_size.c --------------------------------------------------------------------------------------------------------- */
+
+/* head_write where it ends beyond the disk's end: the disk grows. */
+int head_write_growing(struct head *head, const void *buf, size_t len, uint64_t guest_off);
 
 /* --- head.c -------------------------------------------------------------------------------------------------------------- */
 

@@ -15,7 +15,8 @@
 int tables_init(struct head *head, struct reason *why)
 {
 	const struct qcow2_header *h = &head->header;
-	list_init(&head->lru);
+	list_init(&head->ages);
+	list_init(&head->dirty);
 	list_init(&head->busy);
 	head->l1 = mem_new_array(h->l1_size, sizeof *head->l1);
 	head->l1_dirty = mem_new_array(h->l1_size, sizeof *head->l1_dirty);
@@ -38,8 +39,10 @@ void tables_done(struct head *head)
 	free(head->l1_dirty);
 	head->l1 = NULL;
 	head->l1_dirty = NULL;
-	list_init(&head->lru);
-	head->nr_pages = head->nr_dirty = head->nr_l1_dirty = 0;
+	list_init(&head->ages);
+	list_init(&head->dirty);
+	head->nr_pages = head->nr_l1_dirty = 0;
+	atomic_store(&head->nr_dirty, 0);
 }
 
 static uint64_t l1_index_of(const struct head *head, uint64_t guest_off)
@@ -86,18 +89,23 @@ static void drop_page(struct head *head, struct l2_page *page)
 	while (*link != page)
 		link = &(*link)->next;
 	*link = page->next;
-	list_remove(&page->lru);
+	list_remove(&page->age);
 	head->nr_pages--;
 	free(page);
 }
 
+/* A page that was used since gets another round. */
 static void evict_pages(struct head *head)
 {
-	for (struct list *node = head->lru.next, *next; node != &head->lru && head->nr_pages >= L2_PAGES_MAX; node = next) {
-		next = node->next;
-		struct l2_page *page = list_entry(node, struct l2_page, lru);
-		if (!page->dirty && !page->writing && !page->loading && !page->nr_users)
+	for (size_t nr = 2 * head->nr_pages; nr && head->nr_pages >= L2_PAGES_MAX; nr--) {
+		struct l2_page *page = list_entry(head->ages.next, struct l2_page, age);
+		if (!page->recent && !page->dirty && !page->writing && !page->loading && !page->nr_users) {
 			drop_page(head, page);
+			continue;
+		}
+		page->recent = false;
+		list_remove(&page->age);
+		list_push(&head->ages, &page->age);
 	}
 }
 
@@ -112,9 +120,23 @@ static struct l2_page *insert_page(struct head *head, uint64_t host_off, uint64_
 	struct l2_page **bucket = bucket_of(head, host_off);
 	page->next = *bucket;
 	*bucket = page;
-	list_push(&head->lru, &page->lru);
+	list_push(&head->ages, &page->age);
+	list_init(&page->dirty_link);
 	head->nr_pages++;
 	return page;
+}
+
+void tables_wait_locked(struct head *head)
+{
+	head->nr_waiting++;
+	pthread_cond_wait(&head->changed, &head->lock);
+	head->nr_waiting--;
+}
+
+void tables_wake_locked(struct head *head)
+{
+	if (head->nr_waiting)
+		pthread_cond_broadcast(&head->changed);
 }
 
 /* Reads a page without the lock; others that want it wait. */
@@ -128,7 +150,7 @@ static int load_page(struct head *head, uint64_t host_off, uint64_t l1_index, st
 	int err = file_read_padded(head->fd, page->words, L2_PAGE_BYTES, host_off);
 	pthread_mutex_lock(&head->lock);
 	page->loading = false;
-	pthread_cond_broadcast(&head->changed);
+	tables_wake_locked(head);
 	if (err)
 		drop_page(head, page);
 	else
@@ -146,13 +168,12 @@ static int get_page(struct head *head, uint64_t host_off, uint64_t l1_index, str
 		if (err)
 			return err;
 		if (!page->loading) {
-			list_remove(&page->lru);
-			list_push(&head->lru, &page->lru);
+			page->recent = true;
 			page->nr_users++;
 			*ret = page;
 			return 0;
 		}
-		pthread_cond_wait(&head->changed, &head->lock);
+		tables_wait_locked(head);
 	}
 }
 
@@ -210,23 +231,19 @@ void tables_dirty_locked(struct head *head, struct l2_page *page)
 {
 	if (!page->dirty) {
 		page->dirty = true;
-		head->nr_dirty++;
+		list_push(&head->dirty, &page->dirty_link);
+		atomic_fetch_add(&head->nr_dirty, 1);
 	}
 }
 
 /* --- writing (F1 to F4) ---------------------------------------------------------------------------------------------------- */
 
 /* What a flush writes: copies, so that guest writes go on meanwhile. */
-struct table_copy {
-	uint64_t host_off;
-	uint64_t l1_index;
-	bool known; /* an L1 entry on disk names its table */
-	be64 words[L2_PAGE_WORDS];
-};
-
 struct flush_set {
-	struct table_copy *pages;
-	size_t nr_pages;
+	struct l2_page **pages; /* by their places; those of known tables, which an L1 entry on disk names, behind the others */
+	size_t nr_pages, nr_unknown;
+	be64 *words; /* of all pages, one after the other */
+	uint64_t *host_offs;
 	uint64_t *l1_indices;
 	be64 *l1_entries;
 	size_t nr_l1;
@@ -238,25 +255,44 @@ struct flush_set {
 static void flush_set_done(struct flush_set *set)
 {
 	free(set->pages);
+	free(set->words);
+	free(set->host_offs);
 	free(set->l1_indices);
 	free(set->l1_entries);
 }
 
+static int compare_places(const void *a, const void *b)
+{
+	uint64_t x = (*(struct l2_page *const *)a)->host_off, y = (*(struct l2_page *const *)b)->host_off;
+	return x < y ? -1 : x > y;
+}
+
+/* The dirty pages whose tables are KNOWN, or aren't. */
+static void pick_pages(struct head *head, struct flush_set *set, bool known)
+{
+	size_t first = set->nr_pages;
+	for (struct list *node = head->dirty.next; node != &head->dirty; node = node->next) {
+		struct l2_page *page = list_entry(node, struct l2_page, dirty_link);
+		if (head->l1_dirty[page->l1_index] != known)
+			set->pages[set->nr_pages++] = page;
+	}
+	qsort(set->pages + first, set->nr_pages - first, sizeof *set->pages, compare_places);
+}
+
 static void collect_pages(struct head *head, struct flush_set *set)
 {
-	for (struct list *node = head->lru.next; node != &head->lru; node = node->next) {
-		struct l2_page *page = list_entry(node, struct l2_page, lru);
-		if (!page->dirty)
-			continue;
-		struct table_copy *copy = &set->pages[set->nr_pages++];
-		copy->host_off = page->host_off;
-		copy->l1_index = page->l1_index;
-		copy->known = !head->l1_dirty[page->l1_index];
-		memcpy(copy->words, page->words, sizeof copy->words);
+	pick_pages(head, set, false);
+	set->nr_unknown = set->nr_pages;
+	pick_pages(head, set, true);
+	for (size_t i = 0; i < set->nr_pages; i++) {
+		struct l2_page *page = set->pages[i];
+		set->host_offs[i] = page->host_off;
+		memcpy(set->words + i * L2_PAGE_WORDS, page->words, sizeof page->words);
+		list_remove(&page->dirty_link);
 		page->dirty = false;
-		page->writing = true;
+		page->writing = true; /* so that it stays in memory */
 	}
-	head->nr_dirty = 0;
+	atomic_store(&head->nr_dirty, 0);
 }
 
 static void collect_l1(struct head *head, struct flush_set *set)
@@ -272,26 +308,32 @@ static void collect_l1(struct head *head, struct flush_set *set)
 /* F1, the part under the lock. L1 entries stay marked until they are stable: their tables are unknown till then. */
 static int collect(struct head *head, struct flush_set *set)
 {
-	set->pages = mem_new_array(head->nr_dirty, sizeof *set->pages);
+	size_t nr_dirty = atomic_load(&head->nr_dirty);
+	set->pages = mem_new_array(nr_dirty, sizeof *set->pages);
+	set->words = mem_new_array(nr_dirty, L2_PAGE_BYTES);
+	set->host_offs = mem_new_array(nr_dirty, sizeof *set->host_offs);
 	set->l1_indices = mem_new_array(head->nr_l1_dirty, sizeof *set->l1_indices);
 	set->l1_entries = mem_new_array(head->nr_l1_dirty, sizeof *set->l1_entries);
-	if (!set->pages || !set->l1_indices || !set->l1_entries)
+	if (!set->pages || !set->words || !set->host_offs || !set->l1_indices || !set->l1_entries)
 		return -ENOMEM;
 	collect_pages(head, set);
 	collect_l1(head, set);
 	set->size_dirty = head->size_dirty;
-	set->virtual_size = head->virtual_size;
+	set->virtual_size = atomic_load(&head->virtual_size);
 	head->size_dirty = false;
 	set->file_size = head->space.nr_clusters << head->space.cluster_bits;
 	return 0;
 }
 
-static int write_pages(const struct head *head, const struct flush_set *set, bool known)
+/* Neighbours go together. */
+static int write_pages(const struct head *head, const struct flush_set *set, size_t first, size_t end)
 {
 	int err = 0;
-	for (size_t i = 0; i < set->nr_pages && !err; i++)
-		if (set->pages[i].known == known)
-			err = file_write(head->fd, set->pages[i].words, L2_PAGE_BYTES, set->pages[i].host_off);
+	for (size_t i = first, next; i < end && !err; i = next) {
+		for (next = i + 1; next < end && set->host_offs[next] == set->host_offs[next - 1] + L2_PAGE_BYTES;)
+			next++;
+		err = file_write(head->fd, set->words + i * L2_PAGE_WORDS, (next - i) * L2_PAGE_BYTES, set->host_offs[i]);
+	}
 	return err;
 }
 
@@ -331,10 +373,9 @@ static int barrier(struct head *head)
 static void settle_pages_locked(struct head *head, const struct flush_set *set, bool failed)
 {
 	for (size_t i = 0; i < set->nr_pages; i++) {
-		struct l2_page *page = lookup_page(head, set->pages[i].host_off);
-		page->writing = false;
+		set->pages[i]->writing = false;
 		if (failed)
-			tables_dirty_locked(head, page);
+			tables_dirty_locked(head, set->pages[i]);
 	}
 	if (failed && set->size_dirty)
 		head->size_dirty = true;
@@ -352,12 +393,12 @@ static int write_set(struct head *head, const struct flush_set *set)
 	bool tables = set->nr_pages || set->nr_l1 || set->size_dirty;
 	int err = tables ? extend_file(head, set->file_size) : 0;
 	if (!err)
-		err = write_pages(head, set, false);
+		err = write_pages(head, set, 0, set->nr_unknown);
 	if (!err)
 		err = barrier(head); /* F2: data and new tables are stable before anything on disk names them */
 	if (err || !tables)
 		return err;
-	err = write_pages(head, set, true);
+	err = write_pages(head, set, set->nr_unknown, set->nr_pages);
 	if (!err)
 		err = write_l1_and_size(head, set);
 	return err ? err : barrier(head); /* F4 */

@@ -1,4 +1,5 @@
 /* Many threads on one head: each has sectors of its own, so that neighbours share subclusters, clusters and tables, and knows what they hold.
+ * Behind them each has a stretch of several clusters to itself, for long writes; it shares its first and last with its neighbours.
  * Meant for ThreadSanitizer as well. block_threads [SEED [STEPS]] */
 #include <fcntl.h>
 #include <pthread.h>
@@ -13,6 +14,7 @@
 #define NR_THREADS 6
 #define NR_SECTORS 8192u /* 4 MiB: many hits on the same clusters */
 #define SECTOR	   512u
+#define STRETCH	   700u /* sectors */
 
 static struct head *head;
 static int nr_steps = 1500;
@@ -22,6 +24,7 @@ struct worker {
 	pthread_t thread;
 	unsigned index, random;
 	unsigned char expect[NR_SECTORS]; /* the byte that fills each sector; only its own are used */
+	unsigned char stretch[STRETCH];
 	int failed;
 };
 
@@ -36,10 +39,32 @@ static unsigned own_sector(struct worker *w)
 	return draw(w, NR_SECTORS / NR_THREADS) * NR_THREADS + w->index;
 }
 
+/* A run of its stretch: zeros, read, or written, with a byte of its own for each sector. */
+static int long_step(struct worker *w)
+{
+	static _Thread_local unsigned char buf[STRETCH * SECTOR];
+	unsigned first = draw(w, STRETCH), nr = 1 + draw(w, STRETCH - first), what = draw(w, 4);
+	uint64_t off = (uint64_t)(NR_SECTORS + w->index * STRETCH + first) * SECTOR;
+	if (what == 0) {
+		memset(w->stretch + first, 0, nr);
+		return head_discard(head, off, (uint64_t)nr * SECTOR);
+	}
+	if (what > 1)
+		for (unsigned i = 0; i < nr; i++)
+			memset(buf + i * SECTOR, w->stretch[first + i] = (unsigned char)draw(w, 256), SECTOR);
+	int err = what > 1 ? head_write(head, buf, nr * SECTOR, off) : head_read(head, buf, nr * SECTOR, off);
+	for (unsigned i = 0; i < nr * SECTOR && !err; i++)
+		if (buf[i] != w->stretch[first + i / SECTOR])
+			err = 1;
+	return err;
+}
+
 static int step(struct worker *w)
 {
 	unsigned char buf[SECTOR];
 	unsigned s = own_sector(w);
+	if (draw(w, 12) == 0)
+		return long_step(w);
 	switch (draw(w, 8)) {
 	case 0: return head_flush(head);
 	case 1:
@@ -80,7 +105,7 @@ int main(int argc, char **argv)
 		return 2;
 	snprintf(path, sizeof path, "%s/head.qcow2", dir);
 	int dirfd = open(dir, O_RDONLY | O_DIRECTORY);
-	struct overlay_spec spec = {.virtual_size = NR_SECTORS * SECTOR};
+	struct overlay_spec spec = {.virtual_size = (NR_SECTORS + NR_THREADS * STRETCH) * SECTOR};
 	struct reason why = {""};
 	if (overlay_create(dirfd, "head.qcow2", &spec, 0600) || head_open(dirfd, "head.qcow2", path, NULL, &head, &why)) {
 		printf("%s\n", why.text);

@@ -1,0 +1,101 @@
+/* The disk's size, and what it lies over. */
+#include <errno.h>
+
+#include "block/head_priv.h"
+
+static int check_size(const struct head *head, uint64_t virtual_size)
+{
+	return virtual_size > (1ull << 62) || qcow2_l1_needed(&head->header.geo, virtual_size) > head->header.l1_size ? -EFBIG : 0;
+}
+
+static void put_size(struct head *head, uint64_t virtual_size)
+{
+	pthread_mutex_lock(&head->lock);
+	atomic_store(&head->virtual_size, virtual_size);
+	head->size_dirty = true;
+	pthread_mutex_unlock(&head->lock);
+}
+
+/* On disk a disk is whole sectors: the bytes from its end up to there are zeros. (They are filled up from what is seen below
+ * the new end: so that is set first.) */
+static int set_size(struct head *head, uint64_t virtual_size)
+{
+	uint64_t old = head_virtual_size(head);
+	put_size(head, virtual_size);
+	int err = virtual_size % 512 ? head_zero_range(head, virtual_size, round_up(virtual_size, 512) - virtual_size, ZERO_VISIBLY) : 0;
+	if (err)
+		put_size(head, old);
+	return err;
+}
+
+/* Zeros between the end and GUEST_OFF. */
+static int grow_to(struct head *head, uint64_t guest_off)
+{
+	uint64_t end = head_virtual_size(head);
+	return guest_off > end ? head_zero_range(head, end, guest_off - end, ZERO_VISIBLY) : 0;
+}
+
+int head_write_growing(struct head *head, const void *buf, size_t len, uint64_t guest_off)
+{
+	pthread_rwlock_wrlock(&head->gate);
+	uint64_t end = guest_off + len;
+	int err = check_size(head, end);
+	if (!err)
+		err = grow_to(head, guest_off);
+	if (!err)
+		err = head_write_range(head, buf, len, guest_off);
+	if (!err && end > head_virtual_size(head))
+		err = set_size(head, end);
+	pthread_rwlock_unlock(&head->gate);
+	return head_changed(head, err);
+}
+
+int head_resize(struct head *head, uint64_t virtual_size)
+{
+	pthread_rwlock_wrlock(&head->gate);
+	uint64_t end = head_virtual_size(head);
+	int err = check_size(head, virtual_size);
+	if (!err && !virtual_size && end) {
+		err = head_rebuild(head, &(struct overlay_spec){0}, NULL);
+	} else if (!err && virtual_size != end) {
+		if (virtual_size < end)
+			err = head_zero_range(head, virtual_size, round_up(end, subcluster_size_of(head)) - virtual_size, ZERO_CUT);
+		else
+			err = grow_to(head, virtual_size);
+		if (!err)
+			err = set_size(head, virtual_size);
+	}
+	pthread_rwlock_unlock(&head->gate);
+	return head_changed(head, err);
+}
+
+int head_adopt(struct head *head, struct view *view, const struct overlay_spec *spec)
+{
+	pthread_rwlock_wrlock(&head->gate);
+	uint64_t old_end = head_virtual_size(head);
+	int err = head->below || !tables_are_empty(head) ? -EINVAL : head_rebuild(head, spec, view);
+	if (!err)
+		head->comparing = true;
+	if (!err && old_end > spec->virtual_size) {
+		err = grow_to(head, old_end);
+		if (!err)
+			err = set_size(head, old_end);
+	}
+	pthread_rwlock_unlock(&head->gate);
+	return head_changed(head, err);
+}
+
+int head_share(struct head *head, uint64_t guest_off, uint64_t len)
+{
+	pthread_rwlock_wrlock(&head->gate);
+	uint64_t old_end = head_virtual_size(head), end = guest_off + len;
+	int err = check_size(head, end);
+	if (!err)
+		err = grow_to(head, guest_off);
+	if (!err) /* behind the new end nothing is seen */
+		err = head_zero_range(head, guest_off, (end >= old_end ? round_up(end, subcluster_size_of(head)) : end) - guest_off, ZERO_SHARE);
+	if (!err && end > old_end)
+		err = set_size(head, end);
+	pthread_rwlock_unlock(&head->gate);
+	return head_changed(head, err);
+}
