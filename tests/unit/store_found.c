@@ -174,6 +174,46 @@ static void check_circles(void)
 	vm_put(own);
 }
 
+/* An image that only a snapshot names is no VM; who has many snapshots may have to wait for that to be known, nobody sees it meanwhile. */
+static void check_side_branches(void)
+{
+	char base[400], side[400];
+	run("mkdir %s/wide && cd %s/wide && mkdir host && qemu-img create -q -f qcow2 base.qcow2 1M && qemu-img create -q -f qcow2 own.qcow2 1M && "
+	    "qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 side.qcow2", dir, dir);
+	snprintf(base, sizeof base, "%s/wide/base.qcow2", dir);
+	snprintf(side, sizeof side, "%s/wide/side.qcow2", dir);
+	put_domain("wide/host.xml", "host", base);
+	for (int i = 0; i < 6000; i++) {
+		char file[100], name[20];
+		snprintf(name, sizeof name, "s%05d", i);
+		snprintf(file, sizeof file, "wide/host/%s.xml", name);
+		put_snapshot(file, name, NULL, i, 0, i == 5999 ? side : base);
+	}
+	store = store_at("wide", true);
+	struct vm *vm = store_find_brief(store, PLACE_VMS, "host");
+	CHECK(vm && vm->is_brief && !vm->nr_snapshots);
+	vm = store_whole(store, vm);
+	CHECK(vm && !vm->is_brief && vm->nr_snapshots == 6000);
+	uint32_t id = vm->snapshots[3000].id;
+	vm_put(vm);
+	for (int i = 0; i < 600 && !(vm = store_find(store, PLACE_VMS, "own")); i++) {
+		CHECK(!store_find(store, PLACE_VMS, "side"));
+		usleep(50000);
+	}
+	CHECK(vm && vm->kind == VM_FOUND_BARE);
+	vm_put(vm);
+	check_names("host own");
+	run("rm %s/wide/host/s05999.xml", dir);
+	for (int i = 0; i < 600 && !(vm = store_find(store, PLACE_VMS, "side")); i++)
+		usleep(50000);
+	CHECK(vm);
+	vm_put(vm);
+	vm = find("host");
+	CHECK(vm->nr_snapshots == 5999 && vm->snapshots[3000].id == id);
+	vm_put(vm);
+	store_close(store);
+}
+
 int main(void)
 {
 	char source[300], mountpoint[320];
@@ -190,6 +230,7 @@ int main(void)
 	check_managed_names();
 	check_circles();
 	store_close(store);
+	check_side_branches();
 	dir_done();
 	return 0;
 }
