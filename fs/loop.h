@@ -1,9 +1,7 @@
-/* The loop that takes requests from the kernel and hands them to libfuse.
+/* The loop that takes requests from the kernel and hands them to libfuse: N threads, each with a descriptor of its own.
  *
- * N threads wait for requests, each on a descriptor of its own. That is right for many requests at a time. One at a time, from one program that
- * waits for each answer, costs mostly the waking up of idle processors; so when requests come like that, one thread serves alone, on the
- * processor that the program runs on, while the others stay out of its way: three times as fast. It ends with the first request that
- * doesn't fit, and, by a watchdog, when the one is stuck. */
+ * Measured and not done, because it didn't pay: one thread that looks for the next request for a while before it sleeps; one that serves
+ * alone on its client's processor; as few waiting threads as processors. */
 #ifndef FS_LOOP_H
 #define FS_LOOP_H
 
