@@ -15,6 +15,7 @@
 #include "base/file.h"
 #include "base/mem.h"
 #include "base/name.h"
+#include "base/parallel.h"
 #include "meta/xml.h"
 #include "store/image_facts.h"
 #include "store/store_internal.h"
@@ -261,21 +262,57 @@ static struct found_vm *find_old_libvirt(struct found *found, size_t *at, const 
 	return old && old->vm && old->vm->kind == VM_FOUND_LIBVIRT && strcmp(old->path, path) == 0 ? old : NULL;
 }
 
-static int read_libvirt(struct look *look, const struct source_file *file, struct found_vm *ret)
+/* A domain of this look that wasn't in the last one as it is now. */
+struct new_domain {
+	struct source_file *file;
+	size_t vm; /* its place in the list */
+	int err;
+};
+
+struct reading {
+	struct look *look;
+	struct new_domain *domains;
+	size_t nr_domains, cap_domains;
+};
+
+/* Of many at a time. */
+static void read_domain(void *ctx, size_t i)
 {
+	struct reading *reading = ctx;
+	struct new_domain *domain = &reading->domains[i];
+	struct store *store = reading->look->store;
+	struct found_vm *vm = &reading->look->vms[domain->vm];
 	struct reason why = {0};
-	*ret = (struct found_vm){.path = strdup(file->path), .hash = file->stamp, .fresh = true};
-	int err = ret->path ? libvirt_read(look->store, file, ret, &why) : -ENOMEM;
-	if (err) {
-		found_vm_done(ret);
-		if (err != -ENOMEM)
-			store_event(look->store, NULL, "a VM isn't shown: %s", *why.text ? why.text : strerror(-err));
-	}
-	return err;
+	vm->path = strdup(domain->file->path);
+	domain->err = vm->path ? libvirt_read(store, domain->file, vm, &why) : -ENOMEM;
+	if (domain->err && domain->err != -ENOMEM)
+		store_event(store, NULL, "a VM isn't shown: %s", *why.text ? why.text : strerror(-domain->err));
 }
 
-static int look_at_domain(struct look *look, struct source_file *file, size_t *old_at)
+/* Takes those out of the list that can't be read. */
+static int drop_failed(struct reading *reading)
 {
+	struct look *look = reading->look;
+	size_t kept = 0;
+	for (size_t i = 0; i < reading->nr_domains; i++) {
+		if (reading->domains[i].err == -ENOMEM)
+			return -ENOMEM;
+		if (reading->domains[i].err) {
+			reading->domains[i].file->kind = SOURCE_OTHER; /* until it changes */
+			found_vm_done(&look->vms[reading->domains[i].vm]);
+		}
+	}
+	for (size_t i = 0; i < look->nr_vms; i++)
+		if (look->vms[i].vm)
+			look->vms[kept++] = look->vms[i];
+	look->nr_vms = kept;
+	return 0;
+}
+
+/* Takes the domain over from the last look, or notes that it is to be read. */
+static int add_domain(struct reading *reading, struct source_file *file, size_t *old_at)
+{
+	struct look *look = reading->look;
 	if (mem_grow(&look->vms, &look->cap_vms, look->nr_vms + 1, sizeof *look->vms) < 0)
 		return -ENOMEM;
 	struct found_vm *made = &look->vms[look->nr_vms];
@@ -285,11 +322,10 @@ static int look_at_domain(struct look *look, struct source_file *file, size_t *o
 		/* The copy keeps the list in order for those that follow. */
 		*old = (struct found_vm){.path = strdup(made->path)};
 	} else {
-		int err = read_libvirt(look, file, made);
-		if (err) {
-			file->kind = SOURCE_OTHER; /* until it changes */
-			return err == -ENOMEM ? err : 0;
-		}
+		if (mem_grow(&reading->domains, &reading->cap_domains, reading->nr_domains + 1, sizeof *reading->domains) < 0)
+			return -ENOMEM;
+		reading->domains[reading->nr_domains++] = (struct new_domain){.file = file, .vm = look->nr_vms};
+		*made = (struct found_vm){.hash = file->stamp, .fresh = true};
 	}
 	look->nr_vms++;
 	return 0;
@@ -297,15 +333,18 @@ static int look_at_domain(struct look *look, struct source_file *file, size_t *o
 
 static int look_at_domains(struct look *look)
 {
+	struct reading reading = {.look = look};
 	size_t old_at = 0;
-	for (size_t i = 0; i < look->source.nr_files; i++) {
-		if (look->source.files[i].kind != SOURCE_DOMAIN)
-			continue;
-		int err = look_at_domain(look, &look->source.files[i], &old_at);
-		if (err)
-			return err;
+	int err = 0;
+	for (size_t i = 0; !err && i < look->source.nr_files; i++)
+		if (look->source.files[i].kind == SOURCE_DOMAIN)
+			err = add_domain(&reading, &look->source.files[i], &old_at);
+	if (!err) {
+		parallel_for(reading.nr_domains, read_domain, &reading);
+		err = drop_failed(&reading);
 	}
-	return 0;
+	free(reading.domains);
+	return err;
 }
 
 /* Appends what REFS holds, borrowed. */
