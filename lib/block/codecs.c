@@ -8,6 +8,7 @@
 #include <zstd.h>
 
 #include "base/file.h"
+#include "block/inflate.h"
 #include "block/qcow2_format.h"
 
 #define MAX_IDLE      16u
@@ -18,6 +19,7 @@ struct codec {
 	z_stream zlib;
 	bool zlib_ready;
 	ZSTD_DCtx *zstd;
+	struct inflate_tables *tables;
 	void *in;
 	size_t in_cap;
 	struct codec *next; /* among the idle ones */
@@ -47,6 +49,7 @@ static void codec_free(struct codec *codec)
 	if (codec->zlib_ready)
 		inflateEnd(&codec->zlib);
 	ZSTD_freeDCtx(codec->zstd);
+	free(codec->tables);
 	free(codec->in);
 	free(codec);
 }
@@ -98,6 +101,10 @@ static void codec_put(struct codecs *codecs, struct codec *codec)
 static int read_zlib(struct codec *codec, size_t in_len, void *out, size_t out_len)
 {
 	z_stream *z = &codec->zlib;
+	if (!codec->tables)
+		codec->tables = malloc(sizeof *codec->tables);
+	if (codec->tables && inflate_whole(codec->tables, codec->in, in_len, out, out_len))
+		return 0;
 	if (!codec->zlib_ready && inflateInit2(z, -12) != Z_OK)
 		return -ENOMEM;
 	codec->zlib_ready = true;
