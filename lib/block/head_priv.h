@@ -29,8 +29,12 @@
  *  F2  barrier: data and new tables are stable
  *  F3  L2 pages of known tables, L1 entries, the virtual size are written (I1, I2)
  *  F4  barrier
+ * The steps of an L1 table's move to a larger place, with all writers stopped
+ *  G1  dirty bit, flush: the L1 table on disk is that in memory
+ *  G2  a copy at the file's end   G3  barrier   G4  the header names it, in one sector   G5  barrier; then the old one's place is free
  * The steps of a close
- *  C1  flush   C2  refcounts written   C3  barrier   C4  dirty bit cleared   C5  barrier
+ *  C1  flush   C2  refcounts written, the refcount table moved in the same way if it has become too short
+ *  C3  barrier   C4  dirty bit cleared   C5  barrier
  *
  * Deliberately not done: giving host clusters back while open (the file keeps its length, holes take no space);
  * writing images with internal snapshots, compressed clusters, or refcounts of other widths than 16 bit. */
@@ -75,8 +79,9 @@ struct space {
 	size_t used_cap;      /* bytes */
 	uint64_t hint;	      /* no free cluster before it */
 	be64 *reftable;
-	uint64_t nr_refblocks; /* room in reftable */
+	uint64_t nr_refblocks; /* room in reftable; the blocks that the file needs may be more, until they are written */
 	bool *stale_blocks;    /* refcount blocks to write */
+	size_t stale_cap;
 	bool reftable_stale;
 };
 
@@ -161,12 +166,15 @@ static inline uint64_t to_cluster_end(const struct head *head, uint64_t guest_of
 int space_scan(struct space *space, int fd, const struct qcow2_header *header, const be64 *l1, struct reason *why);
 void space_done(struct space *space);
 /* A free cluster, now in use: its byte offset. FRESH: it lies behind the file's end and so is zeros. -EFBIG: the refcount
- * table has no room. */
+ * table would become longer than the format allows. */
 int space_alloc(struct space *space, uint64_t *ret_host_off, bool *ret_fresh);
-/* Of a cluster that no table ever named. */
+/* NR clusters one behind the other, all of them fresh. */
+int space_alloc_run(struct space *space, uint64_t nr, uint64_t *ret_host_off);
+/* Of a cluster that no table on disk names. */
 void space_release(struct space *space, uint64_t host_off);
-/* C2: refcount blocks, then (a barrier of its own between) the refcount table if it changed. */
-int space_write(struct space *space, int fd, const struct qcow2_header *header);
+/* C2: refcount blocks, then (a barrier of its own between) the refcount table if it changed. Where the table has become too short, a
+ * longer one, which HEADER then says. */
+int space_write(struct space *space, int fd, struct qcow2_header *header);
 
 /* --- head_tables.c (the lock is held) ------------------------------------------------------------------------------- */
 
@@ -191,6 +199,9 @@ void tables_wake_locked(struct head *head);
 
 /* F1 to F4. Called with flush_lock held and lock not held. */
 int tables_write(struct head *head);
+
+/* G1 to G5: an L1 table with room for NR_NEEDED entries. The gate is held exclusively. -EFBIG: more than the format allows. */
+int tables_grow_l1(struct head *head, uint64_t nr_needed);
 
 /* --- head_span.c ----------------------------------------------------------------------------------------------------- */
 

@@ -3,9 +3,13 @@
 
 #include "block/head_priv.h"
 
-static int check_size(const struct head *head, uint64_t virtual_size)
+/* The tables can hold a disk of that size. */
+static int make_room(struct head *head, uint64_t virtual_size)
 {
-	return virtual_size > (1ull << 62) || qcow2_l1_needed(&head->header.geo, virtual_size) > head->header.l1_size ? -EFBIG : 0;
+	if (virtual_size > 1ull << 62)
+		return -EFBIG;
+	uint64_t nr_needed = qcow2_l1_needed(&head->header.geo, virtual_size);
+	return nr_needed > head->header.l1_size ? tables_grow_l1(head, nr_needed) : 0;
 }
 
 static void put_size(struct head *head, uint64_t virtual_size)
@@ -39,7 +43,7 @@ int head_write_growing(struct head *head, const void *buf, size_t len, uint64_t 
 {
 	pthread_rwlock_wrlock(&head->gate);
 	uint64_t end = guest_off + len;
-	int err = check_size(head, end);
+	int err = make_room(head, end);
 	if (!err)
 		err = grow_to(head, guest_off);
 	if (!err)
@@ -54,7 +58,7 @@ int head_resize(struct head *head, uint64_t virtual_size)
 {
 	pthread_rwlock_wrlock(&head->gate);
 	uint64_t end = head_virtual_size(head);
-	int err = check_size(head, virtual_size);
+	int err = make_room(head, virtual_size);
 	if (!err && !virtual_size && end) {
 		err = head_rebuild(head, &(struct overlay_spec){0}, NULL);
 	} else if (!err && virtual_size != end) {
@@ -77,7 +81,9 @@ int head_adopt(struct head *head, struct view *view, const struct overlay_spec *
 	if (!err)
 		head->comparing = true;
 	if (!err && old_end > spec->virtual_size) {
-		err = grow_to(head, old_end);
+		err = make_room(head, old_end);
+		if (!err)
+			err = grow_to(head, old_end);
 		if (!err)
 			err = set_size(head, old_end);
 	}
@@ -89,7 +95,7 @@ int head_share(struct head *head, uint64_t guest_off, uint64_t len)
 {
 	pthread_rwlock_wrlock(&head->gate);
 	uint64_t old_end = head_virtual_size(head), end = guest_off + len;
-	int err = check_size(head, end);
+	int err = make_room(head, end);
 	if (!err)
 		err = grow_to(head, guest_off);
 	if (!err) /* behind the new end nothing is seen */

@@ -1,4 +1,5 @@
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -8,6 +9,9 @@
 #include "block/head_priv.h"
 #include "block/qcow2_format.h"
 #include "block/qcow2_l2.h"
+
+#define MAX_REFBLOCKS (QCOW2_MAX_REFTABLE_BYTES / 8)
+#define SCAN_AHEAD    16u /* L2 tables */
 
 static uint64_t refs_per_block(const struct space *space)
 {
@@ -85,6 +89,9 @@ static int scan_all(struct space *space, int fd, const struct qcow2_header *h, c
 		err = scan_refcounts(space, fd, h, why);
 	for (uint32_t i = 0; i < h->l1_size && !err; i++) {
 		uint64_t l2_offset = be64_get(l1[i]) & QCOW2_OFFSET_MASK;
+		uint64_t ahead = i + SCAN_AHEAD < h->l1_size ? be64_get(l1[i + SCAN_AHEAD]) & QCOW2_OFFSET_MASK : 0;
+		if (ahead)
+			posix_fadvise(fd, (off_t)ahead, (off_t)qcow2_cluster_size(&h->geo), POSIX_FADV_WILLNEED);
 		if (l2_offset)
 			err = scan_l2(space, fd, &h->geo, l2_offset, table, why);
 	}
@@ -99,18 +106,21 @@ int space_scan(struct space *space, int fd, const struct qcow2_header *header, c
 	space->cluster_bits = header->geo.cluster_bits;
 	space->nr_clusters = ((uint64_t)end + qcow2_cluster_size(&header->geo) - 1) >> space->cluster_bits;
 	space->nr_refblocks = ((uint64_t)header->reftable_clusters << space->cluster_bits) / 8;
-	if (space->nr_clusters > space->nr_refblocks * refs_per_block(space))
+	bool clean = !(header->incompatible & QCOW2_INCOMPAT_DIRTY);
+	uint64_t nr_blocks = space->nr_clusters / refs_per_block(space) + 1;
+	if (nr_blocks > MAX_REFBLOCKS || (clean && space->nr_clusters > space->nr_refblocks * refs_per_block(space)))
 		return reason_set(why, -EUCLEAN, "the file is longer than its refcount table can tell");
 	space->used_cap = (size_t)(space->nr_clusters / 8 + 1024);
 	space->used = calloc(1, space->used_cap);
 	space->reftable = calloc(space->nr_refblocks + 1, sizeof *space->reftable);
-	space->stale_blocks = calloc(space->nr_refblocks + 1, sizeof *space->stale_blocks);
+	space->stale_cap = (size_t)(nr_blocks > space->nr_refblocks ? nr_blocks : space->nr_refblocks);
+	space->stale_blocks = calloc(space->stale_cap, sizeof *space->stale_blocks);
 	if (!space->used || !space->reftable || !space->stale_blocks)
 		return -ENOMEM;
 	int err = scan_all(space, fd, header, l1, why);
 	/* A clean file's refcounts are exact, a dirty one's are all written anew. */
-	if (!(header->incompatible & QCOW2_INCOMPAT_DIRTY))
-		memset(space->stale_blocks, 0, (size_t)space->nr_refblocks);
+	if (clean)
+		memset(space->stale_blocks, 0, space->stale_cap);
 	return err;
 }
 
@@ -124,6 +134,31 @@ void space_done(struct space *space)
 
 /* --- allocation ------------------------------------------------------------------------------------------------------ */
 
+/* Makes the file NR clusters longer. */
+static int extend(struct space *space, uint64_t nr)
+{
+	uint64_t end = space->nr_clusters + nr, nr_blocks = end / refs_per_block(space) + 1;
+	if (nr_blocks > MAX_REFBLOCKS)
+		return -EFBIG;
+	if (mem_grow(&space->used, &space->used_cap, (size_t)(end / 8 + 1), 1) < 0 ||
+	    mem_grow(&space->stale_blocks, &space->stale_cap, (size_t)nr_blocks, sizeof *space->stale_blocks) < 0)
+		return -ENOMEM;
+	space->nr_clusters = end;
+	return 0;
+}
+
+int space_alloc_run(struct space *space, uint64_t nr, uint64_t *ret_host_off)
+{
+	uint64_t first = space->nr_clusters;
+	int err = extend(space, nr);
+	if (err)
+		return err;
+	for (uint64_t i = 0; i < nr; i++)
+		set_used(space, first + i, true);
+	*ret_host_off = first << space->cluster_bits;
+	return 0;
+}
+
 int space_alloc(struct space *space, uint64_t *ret_host_off, bool *ret_fresh)
 {
 	uint64_t i = space->hint;
@@ -131,14 +166,10 @@ int space_alloc(struct space *space, uint64_t *ret_host_off, bool *ret_fresh)
 		i += space->used[i / 8] == 0xff ? 8 - i % 8 : 1;
 	if (i > space->nr_clusters)
 		i = space->nr_clusters;
-	if (i >= space->nr_refblocks * refs_per_block(space))
-		return -EFBIG;
 	*ret_fresh = i == space->nr_clusters;
-	if (*ret_fresh) {
-		if (mem_grow(&space->used, &space->used_cap, (size_t)(i / 8 + 1), 1) < 0)
-			return -ENOMEM;
-		space->nr_clusters = i + 1;
-	}
+	int err = *ret_fresh ? extend(space, 1) : 0;
+	if (err)
+		return err;
 	set_used(space, i, true);
 	space->hint = i + 1;
 	*ret_host_off = i << space->cluster_bits;
@@ -155,12 +186,39 @@ void space_release(struct space *space, uint64_t host_off)
 
 /* --- writing refcounts ------------------------------------------------------------------------------------------------- */
 
+static uint64_t blocks_needed(const struct space *space)
+{
+	return (space->nr_clusters + refs_per_block(space) - 1) / refs_per_block(space);
+}
+
+/* A table for twice the blocks: it counts itself, and the blocks that it brings with it. Where it lies, or 0: the old one does. */
+static int lengthen_reftable(struct space *space, uint64_t *ret_host_off, uint64_t *ret_clusters)
+{
+	*ret_host_off = *ret_clusters = 0;
+	if (blocks_needed(space) <= space->nr_refblocks)
+		return 0;
+	uint64_t per_cluster = (1ull << space->cluster_bits) / 8;
+	uint64_t nr = 2 * blocks_needed(space) < MAX_REFBLOCKS ? 2 * blocks_needed(space) : MAX_REFBLOCKS;
+	uint64_t clusters = (nr + per_cluster - 1) / per_cluster;
+	uint64_t nr_refblocks = clusters * per_cluster;
+	int err = space_alloc_run(space, clusters, ret_host_off);
+	size_t cap = (size_t)space->nr_refblocks;
+	if (err || mem_grow(&space->reftable, &cap, (size_t)nr_refblocks, sizeof *space->reftable) < 0 ||
+	    mem_grow(&space->stale_blocks, &space->stale_cap, (size_t)nr_refblocks, sizeof *space->stale_blocks) < 0)
+		return err ? err : -ENOMEM;
+	space->nr_refblocks = nr_refblocks;
+	*ret_clusters = clusters;
+	return 0;
+}
+
 /* Every block that has something to say gets a place; giving it one may make a further block necessary. */
 static int place_blocks(struct space *space)
 {
 	for (bool again = true; again;) {
 		again = false;
-		for (uint64_t i = 0; i < space->nr_refblocks && i * refs_per_block(space) < space->nr_clusters; i++) {
+		for (uint64_t i = 0; i < blocks_needed(space); i++) {
+			if (i >= space->nr_refblocks)
+				return -EFBIG;
 			if (!space->stale_blocks[i] || be64_get(space->reftable[i]))
 				continue;
 			uint64_t host_off = 0;
@@ -189,24 +247,61 @@ static int write_block(const struct space *space, int fd, uint64_t index, be16 *
 	return file_write(fd, block, (size_t)nr * sizeof *block, be64_get(space->reftable[index]) & QCOW2_REFTABLE_MASK);
 }
 
-int space_write(struct space *space, int fd, const struct qcow2_header *header)
+static int write_blocks(const struct space *space, int fd)
 {
 	auto_free be16 *block = malloc((size_t)refs_per_block(space) * sizeof *block);
 	if (!block)
 		return -ENOMEM;
-	int err = place_blocks(space);
-	for (uint64_t i = 0; i < space->nr_refblocks && !err; i++) {
+	int err = 0;
+	for (uint64_t i = 0; i < space->nr_refblocks && !err; i++)
 		if (space->stale_blocks[i] && be64_get(space->reftable[i]))
 			err = write_block(space, fd, i, block);
-	}
-	/* The blocks are stable before the table names them: it is the one place that tells a block from data. */
-	if (!err && space->reftable_stale)
-		err = file_sync(fd);
-	if (!err && space->reftable_stale)
-		err = file_write(fd, space->reftable, (size_t)space->nr_refblocks * 8, header->reftable_offset);
+	return err;
+}
+
+static int switch_reftable(int fd, struct qcow2_header *header, uint64_t host_off, uint64_t clusters)
+{
+	int err = file_sync(fd); /* the table is stable before the header names it */
 	if (err)
 		return err;
-	memset(space->stale_blocks, 0, (size_t)space->nr_refblocks);
+	be64 offset = be64_make(host_off);
+	be32 nr = be32_make((uint32_t)clusters);
+	char both[sizeof offset + sizeof nr];
+	static_assert(offsetof(struct qcow2_header_disk, refcount_table_clusters) ==
+			      offsetof(struct qcow2_header_disk, refcount_table_offset) + sizeof offset,
+		      "one write");
+	memcpy(both, &offset, sizeof offset);
+	memcpy(both + sizeof offset, &nr, sizeof nr);
+	err = file_write(fd, both, sizeof both, offsetof(struct qcow2_header_disk, refcount_table_offset));
+	if (!err) {
+		header->reftable_offset = host_off;
+		header->reftable_clusters = (uint32_t)clusters;
+	}
+	return err;
+}
+
+int space_write(struct space *space, int fd, struct qcow2_header *header)
+{
+	uint64_t new_table = 0, new_clusters = 0;
+	int err = lengthen_reftable(space, &new_table, &new_clusters);
+	if (!err)
+		err = place_blocks(space);
+	if (err)
+		return err;
+	/* After the last allocation: till the header names the new table, the old one's place must stay what it is. */
+	for (uint64_t i = 0; new_table && i < header->reftable_clusters; i++)
+		space_release(space, header->reftable_offset + (i << space->cluster_bits));
+	err = write_blocks(space, fd);
+	/* The blocks are stable before the table names them: it is the one place that tells a block from data. */
+	if (!err && (space->reftable_stale || new_table))
+		err = file_sync(fd);
+	if (!err && (space->reftable_stale || new_table))
+		err = file_write(fd, space->reftable, (size_t)space->nr_refblocks * 8, new_table ? new_table : header->reftable_offset);
+	if (!err && new_table)
+		err = switch_reftable(fd, header, new_table, new_clusters);
+	if (err)
+		return err;
+	memset(space->stale_blocks, 0, space->stale_cap);
 	space->reftable_stale = false;
 	return 0;
 }

@@ -358,14 +358,19 @@ static int write_l1_and_size(const struct head *head, const struct flush_set *se
 	return err;
 }
 
+/* I7 */
+static void fail_tables(struct head *head, int err)
+{
+	pthread_mutex_lock(&head->lock);
+	head->failed = err;
+	pthread_mutex_unlock(&head->lock);
+}
+
 static int barrier(struct head *head)
 {
 	int err = file_sync(head->fd);
-	if (err) {
-		pthread_mutex_lock(&head->lock);
-		head->failed = err;
-		pthread_mutex_unlock(&head->lock);
-	}
+	if (err)
+		fail_tables(head, err);
 	return err;
 }
 
@@ -421,5 +426,90 @@ int tables_write(struct head *head)
 		pthread_mutex_unlock(&head->lock);
 	}
 	flush_set_done(&set);
+	return err;
+}
+
+/* --- growing the L1 table (G1 to G5) ------------------------------------------------------------------------------------------ */
+
+static uint64_t clusters_of(const struct head *head, uint64_t bytes)
+{
+	return (bytes + qcow2_cluster_size(&head->header.geo) - 1) >> head->header.geo.cluster_bits;
+}
+
+static void release_run(struct head *head, uint64_t host_off, uint64_t nr)
+{
+	pthread_mutex_lock(&head->lock);
+	for (uint64_t i = 0; i < nr; i++)
+		space_release(&head->space, host_off + (i << head->header.geo.cluster_bits));
+	pthread_mutex_unlock(&head->lock);
+}
+
+/* G2 to G5. */
+static int write_l1_at(struct head *head, uint64_t l1_offset, uint32_t l1_size)
+{
+	int err = extend_file(head, l1_offset + clusters_of(head, (uint64_t)l1_size * 8) * qcow2_cluster_size(&head->header.geo));
+	if (!err) /* what follows lies behind the file's end, and is zeros */
+		err = file_write(head->fd, head->l1, (size_t)head->header.l1_size * 8, l1_offset);
+	if (!err)
+		err = barrier(head); /* G3: the copy is stable before the header names it */
+	if (err)
+		return err;
+	be32 size = be32_make(l1_size);
+	be64 offset = be64_make(l1_offset);
+	char both[sizeof size + sizeof offset];
+	static_assert(offsetof(struct qcow2_header_disk, l1_table_offset) == offsetof(struct qcow2_header_disk, l1_size) + sizeof size,
+		      "one write");
+	memcpy(both, &size, sizeof size);
+	memcpy(both + sizeof size, &offset, sizeof offset);
+	err = file_write(head->fd, both, sizeof both, offsetof(struct qcow2_header_disk, l1_size));
+	if (err)
+		fail_tables(head, err); /* which of the two the header names isn't known */
+	return err ? err : barrier(head); /* G5: the header is stable before the old table's place is used for anything else */
+}
+
+static int move_l1(struct head *head, uint32_t l1_size)
+{
+	auto_free be64 *l1 = mem_new_array(l1_size, sizeof *l1);
+	auto_free bool *l1_dirty = mem_new_array(l1_size, sizeof *l1_dirty);
+	if (!l1 || !l1_dirty)
+		return -ENOMEM;
+	memcpy(l1, head->l1, (size_t)head->header.l1_size * 8);
+	uint64_t l1_offset = 0, nr = clusters_of(head, (uint64_t)l1_size * 8);
+	pthread_mutex_lock(&head->lock);
+	int err = space_alloc_run(&head->space, nr, &l1_offset);
+	pthread_mutex_unlock(&head->lock);
+	if (err)
+		return err;
+	err = write_l1_at(head, l1_offset, l1_size);
+	if (err) {
+		release_run(head, l1_offset, nr);
+		return err;
+	}
+	uint64_t old_offset = head->header.l1_offset, old_nr = clusters_of(head, (uint64_t)head->header.l1_size * 8);
+	pthread_mutex_lock(&head->lock);
+	free(head->l1);
+	free(head->l1_dirty);
+	head->l1 = take_ptr(l1);
+	head->l1_dirty = take_ptr(l1_dirty);
+	head->header.l1_offset = l1_offset;
+	head->header.l1_size = l1_size;
+	pthread_mutex_unlock(&head->lock);
+	release_run(head, old_offset, old_nr);
+	return 0;
+}
+
+int tables_grow_l1(struct head *head, uint64_t nr_needed)
+{
+	uint64_t size = qcow2_l1_roomy(&head->header.geo, nr_needed);
+	if (!size)
+		return -EFBIG;
+	int err = head_mark_dirty(head);
+	if (err)
+		return err;
+	pthread_mutex_lock(&head->flush_lock);
+	err = tables_write(head);
+	if (!err)
+		err = move_l1(head, (uint32_t)size);
+	pthread_mutex_unlock(&head->flush_lock);
 	return err;
 }

@@ -31,16 +31,14 @@ static struct qcow2_header new_header(const struct overlay_spec *spec)
 		.backing_format = spec->backing_name ? (char *)(uintptr_t)image_format_name(spec->backing_format) : NULL,
 	};
 	/* A whole cluster of L1 maps 16 TiB: a disk rarely outgrows it, and what isn't used is a hole. */
-	uint64_t needed = qcow2_l1_needed(&h.geo, spec->virtual_size);
-	uint64_t per_cluster = CLUSTER_SIZE / 8;
-	h.l1_size = (uint32_t)((needed / per_cluster + 1) * per_cluster);
+	h.l1_size = (uint32_t)qcow2_l1_roomy(&h.geo, qcow2_l1_needed(&h.geo, spec->virtual_size));
 	return h;
 }
 
 static int write_overlay(int fd, const struct overlay_spec *spec)
 {
 	struct qcow2_header h = new_header(spec);
-	if ((uint64_t)h.l1_size * 8 > QCOW2_MAX_L1_BYTES)
+	if (!h.l1_size)
 		return -EFBIG;
 	auto_free char *header = calloc(1, HEADER_BYTES);
 	if (!header)

@@ -14,6 +14,15 @@ uint64_t qcow2_l1_needed(const struct qcow2_geometry *geo, uint64_t virtual_size
 	return (virtual_size >> bits) + ((virtual_size & ((1ull << bits) - 1)) != 0);
 }
 
+uint64_t qcow2_l1_roomy(const struct qcow2_geometry *geo, uint64_t nr_needed)
+{
+	uint64_t max = QCOW2_MAX_L1_BYTES / 8, per_cluster = qcow2_cluster_size(geo) / 8;
+	if (nr_needed > max)
+		return 0;
+	uint64_t roomy = (nr_needed / per_cluster + 1) * per_cluster;
+	return roomy < max ? roomy : max;
+}
+
 bool qcow2_table_fits(const struct qcow2_geometry *geo, uint64_t offset, uint64_t len)
 {
 	return !(offset & (qcow2_cluster_size(geo) - 1)) && offset < QCOW2_MAX_OFFSET && len < QCOW2_MAX_OFFSET - offset;

@@ -47,6 +47,8 @@ static inline unsigned qcow2_l2_span_bits(const struct qcow2_geometry *geo)
 }
 /* L1 entries that a disk of this size needs. */
 uint64_t qcow2_l1_needed(const struct qcow2_geometry *geo, uint64_t virtual_size);
+/* Entries of an L1 table that has NR_NEEDED and room for more: it fills its clusters. 0: NR_NEEDED are more than the format allows. */
+uint64_t qcow2_l1_roomy(const struct qcow2_geometry *geo, uint64_t nr_needed);
 
 /* Reads and checks the header of FD (FILE_SIZE bytes). -EUCLEAN, -EOPNOTSUPP, -EIO. Done with qcow2_header_done. */
 int qcow2_header_load(int fd, uint64_t file_size, struct qcow2_header *ret, struct reason *why);

@@ -1,5 +1,6 @@
 /* A head under random operations, against a plain array; then qemu-img says what the file holds.
  * block_head [SEED [STEPS]] */
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -120,6 +121,73 @@ static void do_share(struct head *head, uint64_t base_size)
 		size = off + len;
 }
 
+static void check_bytes(struct head *head, uint64_t off, unsigned char want)
+{
+	static unsigned char buf[70000];
+	CHECK(head_read(head, buf, sizeof buf, off));
+	for (size_t i = 0; i < sizeof buf; i++)
+		CHECK(buf[i] != want);
+}
+
+/* Disks that outgrow their L1 table: more than an overlay is made for, and as far as the format goes. */
+static void test_large_disks(int dirfd)
+{
+	static const uint64_t sizes[] = {1ull << 30, 15ull << 40, 40ull << 40, 100ull << 40, 4096ull << 40};
+	char path[300];
+	static unsigned char buf[70000];
+	snprintf(path, sizeof path, "%s/large.qcow2", dir);
+	struct overlay_spec spec = {.virtual_size = 0};
+	struct reason why = {""};
+	struct head *head = NULL;
+	CHECK(overlay_create(dirfd, "large.qcow2", &spec, 0600));
+	for (unsigned i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+		CHECK(head_open(dirfd, "large.qcow2", path, NULL, &head, &why));
+		if (i % 2)
+			CHECK(head_resize(head, sizes[i]));
+		memset(buf, (int)i + 1, sizeof buf);
+		CHECK(head_write(head, buf, sizeof buf, sizes[i] - sizeof buf));
+		CHECK(head_virtual_size(head) != sizes[i]);
+		for (unsigned k = 0; k <= i; k++)
+			check_bytes(head, sizes[k] - sizeof buf, (unsigned char)(k + 1));
+		CHECK(head_close(head));
+		if (i < 4) /* qemu-img takes memory for all of a disk */
+			run("qemu-img check -q %s", path);
+	}
+	CHECK(head_open(dirfd, "large.qcow2", path, NULL, &head, &why));
+	CHECK(head_write(head, buf, 1, 4096ull << 40) != -EFBIG);
+	CHECK(head_resize(head, (4096ull << 40) + 1) != -EFBIG);
+	CHECK(head_resize(head, 1 << 20));
+	CHECK(head_close(head));
+	run("qemu-img check -q %s; rm %s", path, path);
+}
+
+/* A file that a crash left longer than its refcount table can tell. With clusters of 16 KiB the first table is enough for 256 GiB:
+ * nearly all a hole here. */
+static void test_long_file(int dirfd)
+{
+	char path[300];
+	static unsigned char buf[70000];
+	snprintf(path, sizeof path, "%s/long.qcow2", dir);
+	run("qemu-img create -q -f qcow2 -o extended_l2=on,cluster_size=16k %s 1G", path);
+	struct reason why = {""};
+	struct head *head = NULL;
+	for (unsigned i = 0; i < 3; i++) {
+		if (i != 1) /* the dirty bit */
+			run("printf '\\021' | dd of=%s bs=1 seek=79 conv=notrunc status=none", path);
+		CHECK(truncate(path, (256ll << 30) * (i + 1) + 16384));
+		CHECK(head_open(dirfd, "long.qcow2", path, NULL, &head, &why));
+		memset(buf, (int)i + 1, sizeof buf);
+		CHECK(head_write(head, buf, sizeof buf, (uint64_t)i << 20));
+		CHECK(head_close(head));
+		run("qemu-img check -q %s", path);
+		CHECK(head_open(dirfd, "long.qcow2", path, NULL, &head, &why));
+		for (unsigned k = 0; k <= i; k++)
+			check_bytes(head, (uint64_t)k << 20, (unsigned char)(k + 1));
+		CHECK(head_close(head));
+	}
+	run("rm %s", path);
+}
+
 int main(int argc, char **argv)
 {
 	unsigned seed = argc > 1 ? (unsigned)atoi(argv[1]) : (unsigned)time(NULL);
@@ -151,6 +219,8 @@ int main(int argc, char **argv)
 	CHECK(overlay_create(dirfd, "head.qcow2", &spec, 0600));
 	struct head *head = NULL;
 	CHECK(head_open(dirfd, "head.qcow2", head_path, NULL, &head, &why));
+	test_large_disks(dirfd);
+	test_long_file(dirfd);
 	spec = (struct overlay_spec){base_size, "base.raw", IMAGE_RAW};
 	CHECK(head_adopt(head, view, &spec));
 	memcpy(model, base, base_size);

@@ -1,6 +1,8 @@
 /* A head on a disk that loses power. Every write to the file is logged; then the file is made again as a power cut at a random moment
  * could have left it: all that was stable, and of the rest any sectors in any order. It must open, pass qemu-img check,
  * and hold in each guest sector what was flushed last or something written to it later.
+ * Three times: over a base; with small clusters and a disk that grows, so that its L1 table moves several times; and in a file so long
+ * that the refcount table moves.
  * Linked with --wrap (Makefile). block_powercut [SEED [CUTS]] */
 #include <fcntl.h>
 #include <stdio.h>
@@ -16,6 +18,14 @@
 #define SECTOR	   512u
 #define NR_SECTORS 6144u /* 3 MiB: some 24 clusters */
 #define NR_OPS	   160
+
+/* The sectors of a disk that grows: half of them at its beginning, the others far behind, in windows that come into use one by one. */
+#define NEAR	    (NR_SECTORS / 2)
+#define WINDOW	    256u
+#define NR_WINDOWS  ((NR_SECTORS - NEAR) / WINDOW)
+#define WINDOW_STEP (4ull << 30)
+static bool growing, is_long;
+static unsigned nr_steps = NR_OPS;
 
 enum op_kind { OP_WRITE, OP_PUNCH, OP_TRUNCATE, OP_SYNC };
 struct op {
@@ -77,7 +87,24 @@ struct guest_step {
 };
 static struct guest_step steps[NR_OPS];
 static char dir[200], path[300], cmd[1000];
-static unsigned char base_byte = 0xee;
+
+static bool is_far(unsigned sector)
+{
+	return growing && sector >= NEAR;
+}
+
+static uint64_t offset_of(unsigned sector)
+{
+	if (!is_far(sector))
+		return (uint64_t)sector * SECTOR;
+	return (1 + (sector - NEAR) / WINDOW) * WINDOW_STEP + (sector - NEAR) % WINDOW * SECTOR;
+}
+
+/* Sectors from SECTOR on that lie side by side. */
+static unsigned nr_together(unsigned sector)
+{
+	return is_far(sector) ? WINDOW - (sector - NEAR) % WINDOW : growing ? NEAR - sector : NR_SECTORS - sector;
+}
 
 static void fail(const char *what, uint64_t n)
 {
@@ -96,18 +123,18 @@ static void do_step(struct head *head, unsigned i)
 {
 	struct guest_step *s = &steps[i];
 	s->log_start = nr_ops;
-	s->first = (unsigned)random() % NR_SECTORS;
+	s->first = (unsigned)random() % (growing ? NEAR + (i * NR_WINDOWS / nr_steps + 1) * WINDOW : NR_SECTORS);
 	s->nr = 1 + (unsigned)random() % (random() % 4 ? 16 : 400);
-	if (s->nr > NR_SECTORS - s->first)
-		s->nr = NR_SECTORS - s->first;
+	if (s->nr > nr_together(s->first))
+		s->nr = nr_together(s->first);
 	s->flush = random() % 6 == 0;
 	s->zero = !s->flush && random() % 5 == 0;
 	static unsigned char buf[400 * SECTOR];
 	for (unsigned k = 0; k < s->nr; k++)
 		stamp(buf + k * SECTOR, i + 1);
 	int err = s->flush  ? head_flush(head)
-		  : s->zero ? head_discard(head, (uint64_t)s->first * SECTOR, (uint64_t)s->nr * SECTOR)
-			    : head_write(head, buf, s->nr * SECTOR, (uint64_t)s->first * SECTOR);
+		  : s->zero ? head_discard(head, offset_of(s->first), (uint64_t)s->nr * SECTOR)
+			    : head_write(head, buf, s->nr * SECTOR, offset_of(s->first));
 	if (err)
 		fail("a step failed with", (uint64_t)-err);
 	s->log_end = nr_ops;
@@ -139,7 +166,7 @@ static void apply(int fd, const struct op *op, bool torn)
 /* The file as a cut before log entry CUT leaves it. */
 static void rebuild(size_t cut)
 {
-	snprintf(cmd, sizeof cmd, "cp %s/start.qcow2 %s", dir, path);
+	snprintf(cmd, sizeof cmd, "cp --sparse=always %s/start.qcow2 %s", dir, path);
 	if (system(cmd) != 0)
 		exit(2);
 	int fd = open(path, O_RDWR);
@@ -162,11 +189,11 @@ static bool allowed(unsigned sector, const unsigned char *bytes, size_t cut)
 {
 	unsigned char want[SECTOR];
 	unsigned settled = 0; /* steps before this one were flushed */
-	for (unsigned i = 0; i < NR_OPS; i++)
+	for (unsigned i = 0; i < nr_steps; i++)
 		if (steps[i].flush && steps[i].log_end <= cut)
 			settled = i;
 	bool found_settled = false;
-	for (unsigned n = NR_OPS; n-- > 0;) {
+	for (unsigned n = nr_steps; n-- > 0;) {
 		const struct guest_step *s = &steps[n];
 		if (s->flush || s->log_start >= cut || sector < s->first || sector >= s->first + s->nr)
 			continue;
@@ -178,7 +205,7 @@ static bool allowed(unsigned sector, const unsigned char *bytes, size_t cut)
 			break;
 		}
 	}
-	memset(want, base_byte, SECTOR);
+	memset(want, is_far(sector) ? 0 : 0xee, SECTOR);
 	return !found_settled && memcmp(want, bytes, SECTOR) == 0;
 }
 
@@ -193,7 +220,10 @@ static void check_cut(struct view *view, int dirfd, size_t cut)
 		fail("doesn't open after a cut at", cut);
 	}
 	static unsigned char all[NR_SECTORS * SECTOR];
-	if (head_read(head, all, sizeof all, 0) || head_close(head))
+	int err = 0;
+	for (unsigned s = 0; s < NR_SECTORS && !err; s += nr_together(s))
+		err = head_read(head, all + (size_t)s * SECTOR, (size_t)nr_together(s) * SECTOR, offset_of(s));
+	if (err || head_close(head))
 		fail("doesn't read after a cut at", cut);
 	for (unsigned s = 0; s < NR_SECTORS; s++)
 		if (!allowed(s, all + (size_t)s * SECTOR, cut)) {
@@ -205,10 +235,70 @@ static void check_cut(struct view *view, int dirfd, size_t cut)
 		fail("qemu-img check after a cut at", cut);
 }
 
+static void make_overlay(int dirfd)
+{
+	struct overlay_spec spec = {NR_SECTORS * SECTOR, "base.raw", IMAGE_RAW};
+	unlinkat(dirfd, "head.qcow2", 0);
+	snprintf(cmd, sizeof cmd, "qemu-img create -q -f qcow2 -o extended_l2=on,cluster_size=16k -b base.raw -F raw %s", path);
+	if (growing ? system(cmd) != 0 : overlay_create(dirfd, "head.qcow2", &spec, 0600))
+		exit(2);
+	/* Left dirty, as if more had been allocated than it is made for. */
+	if (is_long && truncate(path, (256ll << 30) + 16384) < 0)
+		exit(2);
+	snprintf(cmd, sizeof cmd, "printf '\\021' | dd of=%s bs=1 seek=79 conv=notrunc status=none", path);
+	if (is_long && system(cmd) != 0)
+		exit(2);
+	snprintf(cmd, sizeof cmd, "cp --sparse=always %s %s/start.qcow2", path, dir);
+	if (system(cmd) != 0)
+		exit(2);
+}
+
+static uint32_t l1_size(void)
+{
+	unsigned char field[4] = {0};
+	int fd = open(path, O_RDONLY);
+	if (pread(fd, field, sizeof field, 36) != sizeof field)
+		exit(2);
+	close(fd);
+	return (uint32_t)field[0] << 24 | (uint32_t)field[1] << 16 | (uint32_t)field[2] << 8 | field[3];
+}
+
+static void run(struct view *view, int dirfd, int nr_cuts)
+{
+	struct reason why = {""};
+	struct head *head = NULL;
+	make_overlay(dirfd);
+	uint32_t l1_before = l1_size();
+	logging = true;
+	if (head_open(dirfd, "head.qcow2", path, view, &head, &why))
+		fail(why.text, 0);
+	for (unsigned i = 0; i < nr_steps; i++)
+		do_step(head, i);
+	if (head_close(head))
+		fail("close", 0);
+	logging = false;
+	if (growing && l1_size() <= l1_before)
+		fail("the L1 table still has entries:", l1_size());
+	for (int i = 0; i < nr_cuts; i++)
+		check_cut(view, dirfd, (size_t)random() % (nr_ops + 1));
+	/* The opening and the close are a few entries each, all of which matter. */
+	for (size_t i = 0; i < (is_long ? 32 : 80); i++)
+		check_cut(view, dirfd, is_long && i % 2 ? i / 2 % 8 : nr_ops - i % 8);
+	/* So do the moments when the header says something new of tables or features. */
+	for (size_t i = 0; i < nr_ops; i++)
+		for (int again = 0; again < 3 && ops[i].kind == OP_WRITE && ops[i].off >= 36 && ops[i].off < SECTOR; again++)
+			check_cut(view, dirfd, i + 1);
+	for (size_t i = 0; i < nr_ops; i++)
+		free(ops[i].data);
+	free(ops);
+	ops = NULL;
+	nr_ops = 0;
+}
+
 int main(int argc, char **argv)
 {
 	unsigned seed = argc > 1 ? (unsigned)atoi(argv[1]) : (unsigned)time(NULL);
-	int nr_cuts = argc > 2 ? atoi(argv[2]) : 150;
+	int nr_cuts = argc > 2 ? atoi(argv[2]) : 100;
 	printf("seed %u\n", seed);
 	srandom(seed);
 	snprintf(dir, sizeof dir, "%s/block_powercut.XXXXXX", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
@@ -226,30 +316,15 @@ int main(int argc, char **argv)
 	    view_open(cache, &(struct disk_source){base, IMAGE_RAW, NULL}, &view, &why))
 		fail(why.text, 0);
 	int dirfd = open(dir, O_RDONLY | O_DIRECTORY);
-	struct overlay_spec spec = {NR_SECTORS * SECTOR, "base.raw", IMAGE_RAW};
-	struct head *head = NULL;
-	if (overlay_create(dirfd, "head.qcow2", &spec, 0600))
-		return 2;
-	snprintf(cmd, sizeof cmd, "cp %s %s/start.qcow2", path, dir);
-	if (system(cmd) != 0 || head_open(dirfd, "head.qcow2", path, view, &head, &why))
-		fail(why.text, 0);
-	logging = true;
-	for (unsigned i = 0; i < NR_OPS; i++)
-		do_step(head, i);
-	if (head_close(head))
-		fail("close", 0);
-	logging = false;
-	for (int i = 0; i < nr_cuts; i++)
-		check_cut(view, dirfd, (size_t)random() % (nr_ops + 1));
-	/* The close is a few entries at the end, each of which matters. */
-	for (size_t i = 0; i < 80; i++)
-		check_cut(view, dirfd, nr_ops - i % 8);
+	run(view, dirfd, nr_cuts);
+	growing = true;
+	run(view, dirfd, nr_cuts);
+	is_long = true;
+	nr_steps = 12;
+	run(view, dirfd, nr_cuts / 10);
 	view_put(view);
 	image_cache_free(cache);
 	trust_free(trust);
-	for (size_t i = 0; i < nr_ops; i++)
-		free(ops[i].data);
-	free(ops);
 	close(dirfd);
 	snprintf(cmd, sizeof cmd, "rm -r %s", dir);
 	return system(cmd) != 0;
