@@ -13,6 +13,7 @@
 #include "fs/loop.h"
 #include "fs/ops.h"
 #include "fs/options.h"
+#include "meta/xml.h"
 
 /* Every layer of an open chain is a descriptor. */
 static void raise_file_limit(void)
@@ -134,6 +135,7 @@ static int run(struct options *options)
 	if (err)
 		return err;
 	raise_file_limit();
+	xml_init();
 	err = fs_init(&fs, options);
 	if (!err)
 		session = fuse_session_new(&options->args, &ops_table, sizeof ops_table, &fs);

@@ -69,6 +69,7 @@ static struct vm *find_checked(struct store *store, struct entry *entry)
 	return vm;
 }
 
+/* After a listing of the metadata that was begun at that time and is done now. */
 static int64_t next_check(int64_t begun)
 {
 	int64_t now = now_ms(), pause = (now - begun) * CHECK_SHARE;
@@ -76,13 +77,13 @@ static int64_t next_check(int64_t begun)
 }
 
 /* The same, if it was made from the same metadata. */
-static struct vm *find_unchanged(struct store *store, struct entry *entry, uint64_t hash, int64_t begun)
+static struct vm *find_unchanged(struct store *store, struct entry *entry, uint64_t hash, int64_t next_check_ms)
 {
 	pthread_mutex_lock(&store->lock);
 	struct whole *whole = entry->whole;
 	struct vm *vm = whole && whole->hash == hash ? vm_ref(whole->vm) : NULL;
 	if (vm)
-		whole->next_check_ms = next_check(begun);
+		whole->next_check_ms = next_check_ms;
 	pthread_mutex_unlock(&store->lock);
 	return vm;
 }
@@ -119,7 +120,7 @@ static int keep(struct store *store, struct entry *entry, const struct vm *brief
 }
 
 static struct vm *read_metadata(struct store *store, struct entry *entry, const struct vm *brief, const struct metadata_files *files,
-				int64_t begun)
+				int64_t next_check_ms)
 {
 	struct file_refs refs = {0};
 	struct vm *vm = NULL;
@@ -129,7 +130,7 @@ static struct vm *read_metadata(struct store *store, struct entry *entry, const 
 	if (err)
 		return NULL;
 	report(store, entry, vm, complaint);
-	if (keep(store, entry, brief, vm, files->hash, next_check(begun)))
+	if (keep(store, entry, brief, vm, files->hash, next_check_ms))
 		vm_put(take_ptr(vm));
 	return vm;
 }
@@ -144,9 +145,10 @@ static struct vm *look(struct store *store, struct entry *entry)
 	int64_t begun = now_ms();
 	struct vm *vm = NULL;
 	if (metadata_list(store, brief, &files) == 0) {
-		vm = find_unchanged(store, entry, files.hash, begun);
+		int64_t next_check_ms = next_check(begun);
+		vm = find_unchanged(store, entry, files.hash, next_check_ms);
 		if (!vm)
-			vm = read_metadata(store, entry, brief, &files, begun);
+			vm = read_metadata(store, entry, brief, &files, next_check_ms);
 	}
 	metadata_files_done(&files);
 	vm_put(brief);

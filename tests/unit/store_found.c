@@ -208,7 +208,10 @@ static void check_side_branches(void)
 		usleep(50000);
 	CHECK(vm);
 	vm_put(vm);
-	vm = find("host");
+	for (int i = 0; i < 600 && (vm = find("host"))->nr_snapshots != 5999; i++) {
+		vm_put(vm);
+		usleep(50000);
+	}
 	CHECK(vm->nr_snapshots == 5999 && vm->snapshots[3000].id == id);
 	vm_put(vm);
 	store_close(store);
