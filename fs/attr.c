@@ -166,9 +166,8 @@ static int fill_text(struct fs *fs, const struct place *place, const struct hand
 	if (handle && handle->kind == HANDLE_TEXT) {
 		file_size = handle->text_len;
 	} else if (!handles_edited_size(fs->handles, place_ino(place), &file_size)) {
-		auto_free char *text = NULL;
 		size_t len = 0;
-		int err = text_load(fs, place, &text, &len, NULL);
+		int err = text_size(fs, place, &len);
 		if (err && place->node.kind == NODE_JOB)
 			return -ENOENT; /* a text that can't be read is there; a job that has ended isn't */
 		file_size = len;

@@ -111,3 +111,13 @@ int text_load(struct fs *fs, const struct place *place, char **ret, size_t *ret_
 	}
 	return -EINVAL;
 }
+
+int text_size(struct fs *fs, const struct place *place, size_t *ret_len)
+{
+	auto_free char *text = NULL;
+	if (place->node.kind == NODE_SNAPSHOT_XML)
+		return store_snapshot_xml_size(fs->store, place->vm, place->snapshot, ret_len);
+	if (place->node.kind == NODE_DOMAIN)
+		return store_domain_xml_size(fs->store, place->vm, place->snapshot, fs->mount_dir, ret_len);
+	return text_load(fs, place, &text, ret_len, NULL);
+}

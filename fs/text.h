@@ -8,6 +8,9 @@
 /* What the file holds now; the caller frees. -EINVAL: PLACE is no such file. */
 int text_load(struct fs *fs, const struct place *place, char **ret, size_t *ret_len, struct reason *why);
 
+/* Only how long that is. */
+int text_size(struct fs *fs, const struct place *place, size_t *ret_len);
+
 /* Whether it is one. */
 bool text_is(const struct place *place);
 

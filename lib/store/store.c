@@ -19,6 +19,7 @@
 #include "store/managed.h"
 #include "store/stat.h"
 #include "store/store_internal.h"
+#include "store/text_size.h"
 #include "store/whole.h"
 
 #define STORE_NAME ".vmsnapfs"
@@ -182,6 +183,8 @@ static int make_parts(struct store *store, const struct store_config *config)
 	if (!err)
 		err = jobs_new(&store->jobs);
 	if (!err)
+		err = text_sizes_new(&store->text_sizes);
+	if (!err)
 		err = flats_new(store, &store->flats);
 	return err ? err : stat_cache_new(&store->stats);
 }
@@ -259,6 +262,7 @@ void store_close(struct store *store)
 	flats_free(store->flats);
 	found_free(store->found);
 	stat_cache_free(store->stats);
+	text_sizes_free(store->text_sizes);
 	table_done(store);
 	layers_done(&store->layers);
 	image_cache_free(store->images);

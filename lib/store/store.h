@@ -79,6 +79,10 @@ int store_domain_xml(struct store *store, const struct vm *vm, const struct vm_s
 		     char **ret, size_t *ret_len, struct reason *why);
 int store_snapshot_xml(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, char **ret,
 		       size_t *ret_len, struct reason *why);
+/* Only how long these are. */
+int store_domain_xml_size(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, const char *mount_dir,
+			  size_t *ret_len);
+int store_snapshot_xml_size(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, size_t *ret_len);
 int store_status_text(struct store *store, const struct vm *vm, char **ret, size_t *ret_len);
 
 /* What stat(2) says of a disk, without holding it open. */

@@ -8,6 +8,7 @@
  *   flats->lock        the list of flat files; their making is outside
  *   store->lock        the tables: VMs, names, open heads, layers. Not held across I/O
  *   stats->lock        the cache of disk_stat()
+ *   text_sizes->lock   the lengths of texts
  */
 #ifndef STORE_STORE_INTERNAL_H
 #define STORE_STORE_INTERNAL_H
@@ -24,6 +25,7 @@ struct flats;
 struct found;
 struct jobs;
 struct stat_cache;
+struct text_sizes;
 struct whole;
 struct open_head;
 
@@ -60,6 +62,7 @@ struct store {
 	struct found *found;
 	struct jobs *jobs;
 	struct stat_cache *stats;
+	struct text_sizes *text_sizes;
 	struct flats *flats;
 
 	pthread_mutex_t lock;
