@@ -16,9 +16,9 @@ ifneq ($(V),1)
 Q = @echo '  $(@:$(BUILD)/%=%)';
 endif
 
-PKGS := fuse3 libxml-2.0 uuid zlib libzstd
+PKGS := fuse3 libxml-2.0 uuid zlib libzstd libdeflate
 PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS))
-LIB_PKGS := libxml-2.0 uuid zlib libzstd
+LIB_PKGS := libxml-2.0 uuid zlib libzstd libdeflate
 WARN := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wformat=2 -Wundef -Wpointer-arith
 OPT ?= -O2 -g
 CPPFLAGS += -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -DFUSE_USE_VERSION=314 -DVMSNAPFS_VERSION='"$(VERSION)"' -Ilib -I. $(PKG_CFLAGS)

@@ -1,6 +1,7 @@
 #include "block/codecs.h"
 
 #include <errno.h>
+#include <libdeflate.h>
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -8,7 +9,6 @@
 #include <zstd.h>
 
 #include "base/file.h"
-#include "block/inflate.h"
 #include "block/qcow2_format.h"
 
 #define MAX_IDLE      16u
@@ -19,7 +19,7 @@ struct codec {
 	z_stream zlib;
 	bool zlib_ready;
 	ZSTD_DCtx *zstd;
-	struct inflate_tables *tables;
+	struct libdeflate_decompressor *deflate;
 	void *in;
 	size_t in_cap;
 	struct codec *next; /* among the idle ones */
@@ -49,7 +49,7 @@ static void codec_free(struct codec *codec)
 	if (codec->zlib_ready)
 		inflateEnd(&codec->zlib);
 	ZSTD_freeDCtx(codec->zstd);
-	free(codec->tables);
+	libdeflate_free_decompressor(codec->deflate);
 	free(codec->in);
 	free(codec);
 }
@@ -97,13 +97,17 @@ static void codec_put(struct codecs *codecs, struct codec *codec)
 		codec_free(codec);
 }
 
-/* Raw deflate, window of 4 KiB, as the format has it. The stream may end early where the last sector is shared. */
+/* Raw deflate, window of 4 KiB, as the format has it. libdeflate is twice as fast, and knows whole streams alone; what it refuses zlib decides, as
+ * QEMU does: the stream may end early where the last sector is shared, or go on behind the cluster. */
 static int read_zlib(struct codec *codec, size_t in_len, void *out, size_t out_len)
 {
 	z_stream *z = &codec->zlib;
-	if (!codec->tables)
-		codec->tables = malloc(sizeof *codec->tables);
-	if (codec->tables && inflate_whole(codec->tables, codec->in, in_len, out, out_len))
+	size_t in_used = 0, out_used = 0;
+	if (!codec->deflate)
+		codec->deflate = libdeflate_alloc_decompressor();
+	if (codec->deflate &&
+	    libdeflate_deflate_decompress_ex(codec->deflate, codec->in, in_len, out, out_len, &in_used, &out_used) == LIBDEFLATE_SUCCESS &&
+	    out_used == out_len)
 		return 0;
 	if (!codec->zlib_ready && inflateInit2(z, -12) != Z_OK)
 		return -ENOMEM;
