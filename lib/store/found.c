@@ -22,6 +22,8 @@
 
 #define REFRESH_MS    1000
 #define REFRESH_SHARE 10   /* a look that takes T is repeated after 10 T at the earliest */
+#define MANY_VMS      100
+#define MANY_IMAGES   2000
 #define METADATA_SHARE 5000u /* this many snapshots' metadata are read in one look, for what they name */
 
 struct found {
@@ -35,7 +37,9 @@ struct found {
 	bool needs_snapshot_refs; /* there are images that perhaps only snapshots name */
 
 	atomic_int_fast64_t next_ms; /* of the monotonic clock: no look before */
-	atomic_bool looked;	      /* once at least */
+	atomic_bool looked;	      /* once at least: the domains are there to see */
+	pthread_mutex_t first_lock;
+	pthread_cond_t first_done; /* looked has become true */
 	atomic_bool incomplete;   /* more metadata are to be read: see METADATA_SHARE */
 	atomic_bool ending;
 	bool started;
@@ -50,6 +54,8 @@ int found_new(struct found **ret)
 	if (!found)
 		return -ENOMEM;
 	pthread_mutex_init(&found->refresh, NULL);
+	pthread_mutex_init(&found->first_lock, NULL);
+	pthread_cond_init(&found->first_done, NULL);
 	int err = image_facts_new(&found->facts);
 	if (err)
 		found_free(found);
@@ -75,6 +81,8 @@ void found_free(struct found *found)
 	vms_free(found->vms, found->nr_vms);
 	source_done(&found->source);
 	image_facts_free(found->facts);
+	pthread_cond_destroy(&found->first_done);
+	pthread_mutex_destroy(&found->first_lock);
 	pthread_mutex_destroy(&found->refresh);
 	free(found);
 }
@@ -512,8 +520,10 @@ static int publish(struct look *look)
 	if (!err)
 		err = publish_all(look, entries);
 	free(entries);
-	for (size_t i = 0; !err && i < look->nr_vms; i++)
+	for (size_t i = 0; !err && i < look->nr_vms; i++) {
 		report(look, &look->vms[i]);
+		look->vms[i].fresh = false;
+	}
 	return err;
 }
 
@@ -526,12 +536,33 @@ static int64_t now_ms(void)
 	return ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
 }
 
+static void set_looked(struct found *found)
+{
+	pthread_mutex_lock(&found->first_lock);
+	atomic_store(&found->looked, true);
+	pthread_cond_broadcast(&found->first_done);
+	pthread_mutex_unlock(&found->first_lock);
+}
+
+/* Whether so many images, mostly of domains, are to be read that nobody should wait for it before the first VM is seen. */
+static bool has_many_images(const struct look *look)
+{
+	size_t nr = 0;
+	for (size_t i = 0; i < look->source.nr_files; i++)
+		nr += look->source.files[i].kind == SOURCE_IMAGE;
+	return look->nr_vms >= MANY_VMS && nr > look->nr_vms * 2 + MANY_IMAGES;
+}
+
 static int look_again(struct look *look)
 {
 	struct found *found = look->found;
 	if (look->source.truncated && !found->source.truncated)
 		store_event(look->store, NULL, "%s holds more files than are looked at: some VMs aren't shown", look->store->source_dir);
 	int err = look_at_domains(look);
+	if (!err && !atomic_load(&found->looked) && has_many_images(look)) {
+		err = publish(look);
+		set_looked(found);
+	}
 	if (!err)
 		err = look_at_images(look);
 	if (!err)
@@ -540,8 +571,6 @@ static int look_again(struct look *look)
 	vms_free(found->vms, found->nr_vms);
 	found->vms = look->vms;
 	found->nr_vms = look->nr_vms;
-	for (size_t i = 0; i < found->nr_vms; i++)
-		found->vms[i].fresh = false;
 	return err;
 }
 
@@ -584,16 +613,21 @@ static void refresh_timed(struct store *store, bool first)
 	atomic_store(&found->next_ms, ended + (pause > REFRESH_MS ? pause : REFRESH_MS));
 }
 
-/* Once only, whoever comes first; the others wait. */
+/* Once only, whoever comes first; the others wait until there is something to see. */
 static void look_first(struct store *store)
 {
 	struct found *found = store->found;
-	pthread_mutex_lock(&found->refresh);
-	if (!atomic_load(&found->looked)) {
-		refresh_timed(store, true);
-		atomic_store(&found->looked, true);
+	if (pthread_mutex_trylock(&found->refresh) == 0) {
+		if (!atomic_load(&found->looked))
+			refresh_timed(store, true);
+		set_looked(found);
+		pthread_mutex_unlock(&found->refresh);
+		return;
 	}
-	pthread_mutex_unlock(&found->refresh);
+	pthread_mutex_lock(&found->first_lock);
+	while (!atomic_load(&found->looked))
+		pthread_cond_wait(&found->first_done, &found->first_lock);
+	pthread_mutex_unlock(&found->first_lock);
 }
 
 void found_refresh(struct store *store)

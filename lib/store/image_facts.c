@@ -18,11 +18,13 @@ int image_facts_new(struct image_facts **ret)
 
 static void fact_done(struct image_fact *fact)
 {
+	if (fact->named != fact->path)
+		free(fact->named);
+	if (fact->backing_named != fact->backing)
+		free(fact->backing_named);
 	free(fact->path);
-	free(fact->named);
 	free(fact->error_text);
 	free(fact->backing);
-	free(fact->backing_named);
 	free(fact->data);
 	*fact = (struct image_fact){0};
 }
@@ -54,6 +56,15 @@ static int resolve(struct store *store, const char *dir, const char *name, char 
 	return n < 0 ? -ENOMEM : 0;
 }
 
+/* There may be a million facts, and mostly a name is the real path. */
+static void share_text(char **name, char *path)
+{
+	if (*name && path && *name != path && strcmp(*name, path) == 0) {
+		free(*name);
+		*name = path;
+	}
+}
+
 static int fact_fail(struct image_fact *fact, int err, const struct reason *why)
 {
 	fact->err = err;
@@ -81,6 +92,8 @@ static int fact_read(struct store *store, struct image_fact *fact)
 		}
 	}
 	image_put(image);
+	share_text(&fact->named, fact->path);
+	share_text(&fact->backing_named, fact->backing);
 	return err;
 }
 

@@ -1,4 +1,4 @@
-/* makehosts [-l] [-i] DIR VMS SNAPSHOTS: what a libvirt host with that many VMs and snapshots of each has on its disk.
+/* makehosts [-l] [-i] [-x] DIR VMS SNAPSHOTS: what a libvirt host with that many VMs and snapshots of each has on its disk.
  *
  *   DIR/qemu/vmNNNNN.xml                       the domains: SOURCE
  *   DIR/qemu/snapshot/vmNNNNN/snapNNN.xml      the snapshots' metadata: -o snapshots=
@@ -7,6 +7,7 @@
  * -l  the metadata of the VMs are links to those of the first (seconds and little space, where 1,000,000 files of their own take minutes
  *     and 4 GiB); they name the image of the first VM
  * -i  as vmsnapfs has it without options: DIR/vmNNNNN.xml, DIR/vmNNNNN/snapNNN.xml, DIR/images/: SOURCE is DIR
+ * -x  the snapshots are external: DIR/images/vmNNNNN/NNN.qcow2, each over the one before
  *
  * 10,000 VMs of 100 snapshots with -l: 5 s. */
 #include <err.h>
@@ -21,7 +22,7 @@
 #include <unistd.h>
 
 static const char *top, *domain_dir = "qemu", *snapshot_dir = "qemu/snapshot";
-static bool links;
+static bool links, external;
 static unsigned nr_vms, nr_snapshots;
 
 __attribute__((format(printf, 1, 2))) static char *text(const char *fmt, ...)
@@ -49,8 +50,10 @@ static void put(const char *path, const char *content)
 }
 
 /* About as long as what libvirt writes. */
-static char *domain_of(unsigned vm)
+static char *domain_of(unsigned vm, unsigned layer)
 {
+	char image[50];
+	snprintf(image, sizeof image, external ? "vm%05u/%03u.qcow2" : "vm%05u.qcow2", vm, layer);
 	return text("<domain type='kvm'>\n  <name>vm%05u</name>\n  <uuid>%08x-0000-4000-8000-000000000001</uuid>\n"
 		    "  <metadata>\n    <libosinfo:libosinfo xmlns:libosinfo=\"http://libosinfo.org/xmlns/libvirt/domain/1.0\">\n"
 		    "      <libosinfo:os id=\"http://debian.org/debian/12\"/>\n    </libosinfo:libosinfo>\n  </metadata>\n"
@@ -64,7 +67,7 @@ static char *domain_of(unsigned vm)
 		    "  <pm>\n    <suspend-to-mem enabled='no'/>\n    <suspend-to-disk enabled='no'/>\n  </pm>\n"
 		    "  <devices>\n    <emulator>/usr/bin/qemu-system-x86_64</emulator>\n"
 		    "    <disk type='file' device='disk'>\n      <driver name='qemu' type='qcow2' discard='unmap'/>\n"
-		    "      <source file='%s/images/vm%05u.qcow2'/>\n      <target dev='vda' bus='virtio'/>\n"
+		    "      <source file='%s/images/%s'/>\n      <target dev='vda' bus='virtio'/>\n"
 		    "      <address type='pci' domain='0x0000' bus='0x04' slot='0x00' function='0x0'/>\n    </disk>\n"
 		    "    <disk type='file' device='cdrom'>\n      <driver name='qemu' type='raw'/>\n      <target dev='sda' bus='sata'/>\n"
 		    "      <readonly/>\n      <address type='drive' controller='0' bus='0' target='0' unit='0'/>\n    </disk>\n"
@@ -79,28 +82,30 @@ static char *domain_of(unsigned vm)
 		    "    <video>\n      <model type='virtio' heads='1' primary='yes'/>\n    </video>\n"
 		    "    <memballoon model='virtio'/>\n    <rng model='virtio'>\n      <backend model='random'>/dev/urandom</backend>\n    </rng>\n"
 		    "  </devices>\n</domain>\n",
-		    vm, vm, top, vm, vm >> 16 & 255, vm >> 8 & 255, vm & 255);
+		    vm, vm, top, image, vm >> 16 & 255, vm >> 8 & 255, vm & 255);
 }
 
-static char *snapshot_of(const char *domain, unsigned snapshot)
+static char *snapshot_of(unsigned vm, unsigned snapshot)
 {
+	char *domain = domain_of(vm, snapshot);
 	char *parent = snapshot ? text("  <parent>\n    <name>snap%03u</name>\n  </parent>\n", snapshot - 1) : text("%s", "");
 	char *made = text("<domainsnapshot>\n  <name>snap%03u</name>\n  <state>shutoff</state>\n%s"
 			  "  <creationTime>%u</creationTime>\n  <memory snapshot='no'/>\n"
-			  "  <disks>\n    <disk name='vda' snapshot='internal'/>\n  </disks>\n%s  <active>%d</active>\n</domainsnapshot>\n",
-			  snapshot, parent, 1500000000 + snapshot * 3600, domain, snapshot == nr_snapshots - 1);
+			  "  <disks>\n    <disk name='vda' snapshot='%s'/>\n  </disks>\n%s  <active>%d</active>\n</domainsnapshot>\n",
+			  snapshot, parent, 1500000000 + snapshot * 3600, external ? "external" : "internal", domain, snapshot == nr_snapshots - 1);
 	free(parent);
+	free(domain);
 	return made;
 }
 
-static void make_snapshots(unsigned vm, const char *domain)
+static void make_snapshots(unsigned vm)
 {
 	char *dir = text("%s/%s/vm%05u", top, snapshot_dir, vm);
 	make_dir(dir);
 	for (unsigned s = 0; s < nr_snapshots; s++) {
 		char *path = text("%s/snap%03u.xml", dir, s);
 		char *first = text("%s/%s/vm00000/snap%03u.xml", top, snapshot_dir, s);
-		char *content = links && vm ? NULL : snapshot_of(domain, s);
+		char *content = links && vm ? NULL : snapshot_of(vm, s);
 		if (content)
 			put(path, content);
 		else if (link(first, path) < 0)
@@ -124,18 +129,41 @@ static void make_template(void)
 {
 	run(text("qemu-img create -q -f qcow2 -o cluster_size=512 '%s/images/template' 1M", top));
 	for (unsigned s = 0; s < nr_snapshots; s++)
-		run(text("qemu-img snapshot -c snap%03u '%s/images/template'", s, top));
+		if (!external)
+			run(text("qemu-img snapshot -c snap%03u '%s/images/template'", s, top));
+}
+
+/* A chain of links to one overlay would be a circle of one file: each layer is a file of its own, the same in all VMs. */
+static void make_chain(unsigned vm)
+{
+	char *dir = text("%s/images/vm%05u", top, vm);
+	make_dir(dir);
+	for (unsigned s = 0; s <= nr_snapshots; s++) {
+		char *path = text("%s/%03u.qcow2", dir, s);
+		char *first = text("%s/images/vm00000/%03u.qcow2", top, s);
+		if (vm && link(first, path) < 0)
+			err(1, "%s", path);
+		else if (!vm && !s)
+			run(text("qemu-img create -q -f qcow2 -o cluster_size=512 '%s' 1M", path));
+		else if (!vm)
+			run(text("cd '%s' && qemu-img create -q -f qcow2 -o cluster_size=512 -b %03u.qcow2 -F qcow2 %03u.qcow2", dir, s - 1, s));
+		free(first);
+		free(path);
+	}
+	free(dir);
 }
 
 static void make_vm(unsigned vm)
 {
-	char *domain = domain_of(vm);
+	char *domain = domain_of(vm, nr_snapshots);
 	char *xml = text("%s/%s/vm%05u.xml", top, domain_dir, vm);
 	char *image = text("%s/images/vm%05u.qcow2", top, vm), *template = text("%s/images/template", top);
 	put(xml, domain);
 	if (nr_snapshots)
-		make_snapshots(vm, domain);
-	if (link(template, image) < 0)
+		make_snapshots(vm);
+	if (external)
+		make_chain(vm);
+	else if (link(template, image) < 0)
 		err(1, "%s", image);
 	free(template);
 	free(image);
@@ -156,16 +184,18 @@ static void make_dirs(void)
 int main(int argc, char **argv)
 {
 	int opt;
-	while ((opt = getopt(argc, argv, "li")) != -1) {
+	while ((opt = getopt(argc, argv, "lix")) != -1) {
 		if (opt == 'l')
 			links = true;
 		else if (opt == 'i')
 			domain_dir = snapshot_dir = ".";
+		else if (opt == 'x')
+			external = true;
 		else
-			errx(1, "usage: makehosts [-l] [-i] DIR VMS SNAPSHOTS");
+			errx(1, "usage: makehosts [-l] [-i] [-x] DIR VMS SNAPSHOTS");
 	}
 	if (argc - optind != 3)
-		errx(1, "usage: makehosts [-l] [-i] DIR VMS SNAPSHOTS");
+		errx(1, "usage: makehosts [-l] [-i] [-x] DIR VMS SNAPSHOTS");
 	make_dir(argv[optind]);
 	top = realpath(argv[optind], NULL);
 	if (!top)
