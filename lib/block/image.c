@@ -5,6 +5,7 @@
 #include <libgen.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "base/file.h"
@@ -12,7 +13,7 @@
 #include "block/qcow2_format.h"
 
 #define NR_BUCKETS          1024u
-#define MAX_UNUSED          512u /* images that stay open without a user */
+#define MAX_UNUSED	   4096u /* images that stay open without a user; and a quarter of the descriptors at most */
 #define TABLE_CACHE_BYTES   (12u << 20)
 #define CLUSTER_CACHE_BYTES (16u << 20)
 
@@ -26,7 +27,7 @@ struct image_cache {
 	/* protected by lock */
 	struct image *buckets[NR_BUCKETS];
 	struct image *oldest, *newest; /* the unused ones */
-	size_t nr_unused;
+	size_t nr_unused, max_unused;
 	uint64_t last_serial;
 };
 
@@ -172,6 +173,9 @@ int image_cache_new(const struct trust *trust, size_t index_bytes, struct image_
 	struct image_cache *cache = calloc(1, sizeof *cache);
 	if (!cache)
 		return -ENOMEM;
+	struct rlimit files;
+	bool few = getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur / 4 < MAX_UNUSED;
+	cache->max_unused = few ? (size_t)files.rlim_cur / 4 : MAX_UNUSED;
 	cache->trust = trust;
 	pthread_mutex_init(&cache->lock, NULL);
 	int err = table_cache_new(TABLE_CACHE_BYTES, &cache->tables);
@@ -368,7 +372,7 @@ void image_put(struct image *image)
 		gone = image;
 	} else if (image->nr_users == 0) {
 		unused_push_locked(cache, image);
-		if (cache->nr_unused > MAX_UNUSED)
+		if (cache->nr_unused > cache->max_unused)
 			gone = forget_locked(cache, cache->oldest);
 	}
 	pthread_mutex_unlock(&cache->lock);
