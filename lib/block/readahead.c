@@ -41,7 +41,7 @@ uint64_t readahead_next(struct readahead *ra, uint64_t guest_off, uint64_t len, 
 			stream->window = max;
 		if (stream->ahead < end)
 			stream->ahead = end;
-		if (stream->ahead < end + stream->window) {
+		if (stream->ahead <= end + stream->window / 2) { /* much at a time: each time somebody has to be woken */
 			*ret_from = stream->ahead;
 			nr = end + stream->window - stream->ahead;
 			stream->ahead += nr;
