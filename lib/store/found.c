@@ -1,22 +1,15 @@
 #include "store/found.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#include <unistd.h>
-#include <uuid/uuid.h>
 
-#include "base/file.h"
 #include "base/mem.h"
-#include "base/name.h"
 #include "base/parallel.h"
-#include "meta/xml.h"
 #include "store/image_facts.h"
 #include "store/store_internal.h"
 
@@ -85,170 +78,6 @@ void found_free(struct found *found)
 	pthread_mutex_destroy(&found->first_lock);
 	pthread_mutex_destroy(&found->refresh);
 	free(found);
-}
-
-int file_refs_add(struct file_refs *refs, const char *path, enum image_format format)
-{
-	/* Internal snapshots name the same file over and over: what was named just before needn't be kept twice. */
-	size_t from = refs->nr_refs > 8 ? refs->nr_refs - 8 : 0;
-	for (size_t i = from; i < refs->nr_refs; i++)
-		if (refs->refs[i].format == format && strcmp(refs->refs[i].path, path) == 0)
-			return 0;
-	if (mem_grow(&refs->refs, &refs->cap_refs, refs->nr_refs + 1, sizeof *refs->refs) < 0)
-		return -ENOMEM;
-	struct file_ref *ref = &refs->refs[refs->nr_refs];
-	*ref = (struct file_ref){.path = strdup(path), .format = format};
-	if (!ref->path)
-		return -ENOMEM;
-	refs->nr_refs++;
-	return 0;
-}
-
-void file_refs_done(struct file_refs *refs)
-{
-	for (size_t i = 0; i < refs->nr_refs; i++)
-		free(refs->refs[i].path);
-	free(refs->refs);
-	*refs = (struct file_refs){0};
-}
-
-void found_vm_done(struct found_vm *found)
-{
-	free(found->path);
-	free(found->complaint);
-	vm_put(found->vm);
-	vm_put(found->shown);
-	file_refs_done(&found->refs);
-	file_refs_done(&found->snapshot_refs);
-	*found = (struct found_vm){0};
-}
-
-void complain(struct strbuf *complaint, const char *fmt, ...)
-{
-	char *line = NULL;
-	va_list ap;
-	va_start(ap, fmt);
-	if (vasprintf(&line, fmt, ap) < 0)
-		line = NULL;
-	va_end(ap);
-	strbuf_addf(complaint, "%s%s", complaint->len ? "\n" : "", line ? line : "out of memory");
-	free(line);
-}
-
-char *unique_name(struct intern *taken, const char *name)
-{
-	char *valid = name_make_valid(name);
-	for (unsigned n = 2; valid; n++) {
-		size_t known = taken->nr_names;
-		if (!intern_add(taken, valid)) {
-			free(take_ptr(valid));
-		} else if (taken->nr_names > known) {
-			return valid;
-		} else {
-			auto_free char *base = name_make_valid(name);
-			free(take_ptr(valid));
-			/* Room for the number, and no character cut in two. */
-			size_t len = base ? strlen(base) : 0;
-			for (len = len > 240 ? 240 : len; len && ((unsigned char)base[len] & 0xc0) == 0x80;)
-				len--;
-			if (base && asprintf(&valid, "%.*s~%u", (int)len, base, n) < 0)
-				valid = NULL;
-		}
-	}
-	return NULL;
-}
-
-char *uuid_of_path(const char *path)
-{
-	uuid_t uuid;
-	char text[37];
-	uuid_generate_sha1(uuid, *uuid_get_template("url"), path, strlen(path));
-	uuid_unparse_lower(uuid, text);
-	return strdup(text);
-}
-
-/* --- what kind of file ----------------------------------------------------------------------------------------------------- */
-
-/* The name of the root element, found without parsing: most XML files of a host are snapshots' metadata. False: it
- * isn't as simple as that. */
-static bool sniff_root(const char *text, char name[32])
-{
-	const char *p = text;
-	if (strncmp(p, "\xef\xbb\xbf", 3) == 0)
-		p += 3;
-	for (;;) {
-		p += strspn(p, " \t\r\n");
-		const char *end = strncmp(p, "<!--", 4) == 0 ? "-->" : strncmp(p, "<?", 2) == 0 ? "?>" : NULL;
-		if (!end)
-			break;
-		p = strstr(p, end);
-		if (!p)
-			return false;
-		p += strlen(end);
-	}
-	if (*p++ != '<')
-		return false;
-	size_t len = strcspn(p, " \t\r\n/>");
-	if (!len || len >= 32 || *p == '!')
-		return false;
-	memcpy(name, p, len);
-	name[len] = '\0';
-	return true;
-}
-
-static int root_name(const char *text, size_t len, char name[32], struct reason *why)
-{
-	if (sniff_root(text, name))
-		return 0;
-	xmlDocPtr doc = NULL;
-	int err = xml_parse(text, len, &doc, why);
-	if (err)
-		return err;
-	snprintf(name, 32, "%s", (const char *)xmlDocGetRootElement(doc)->name);
-	xmlFreeDoc(doc);
-	return 0;
-}
-
-static enum source_kind classify_xml(struct store *store, const char *path)
-{
-	struct reason why = {0};
-	struct stat st;
-	auto_close int fd = source_open(path, &st);
-	auto_free char *text = NULL;
-	size_t len = 0;
-	char name[32];
-	int err = fd < 0 ? fd : file_load(fd, XML_TEXT_MAX, &text, &len);
-	if (!err)
-		err = root_name(text, len, name, &why);
-	if (err) {
-		store_event(store, NULL, "%s can't be read: %s; its VM isn't shown", path, *why.text ? why.text : strerror(-err));
-		return SOURCE_OTHER;
-	}
-	return strcmp(name, "domain") == 0 ? SOURCE_DOMAIN : SOURCE_OTHER;
-}
-
-static enum source_kind classify_by_magic(const char *path)
-{
-	char magic[4];
-	struct stat st;
-	auto_close int fd = source_open(path, &st);
-	if (fd < 0 || file_read(fd, magic, sizeof magic, 0) != sizeof magic)
-		return SOURCE_OTHER;
-	return memcmp(magic, "QFI\xfb", 4) == 0 ? SOURCE_IMAGE : SOURCE_OTHER;
-}
-
-static bool ends_with_xml(const char *path)
-{
-	size_t len = strlen(path);
-	return len > 4 && strcmp(path + len - 4, ".xml") == 0;
-}
-
-static enum source_kind classify(struct store *store, const char *path)
-{
-	const char *name = strrchr(path, '/') + 1;
-	if (ends_with_xml(name))
-		return classify_xml(store, path);
-	return bare_is_image_name(name) ? SOURCE_IMAGE : classify_by_magic(path);
 }
 
 /* --- reading ------------------------------------------------------------------------------------------------------------------ */
@@ -590,7 +419,7 @@ static void refresh_locked(struct store *store)
 {
 	struct found *found = store->found;
 	struct look look = {.store = store, .found = found};
-	int err = source_walk(store, &found->source, classify, &look.source);
+	int err = source_walk(store, &found->source, &look.source);
 	if (err)
 		return;
 	bool same = source_equal(&look.source, &found->source) && !atomic_load(&found->incomplete) && !snapshots_changed(store);

@@ -86,7 +86,6 @@ static const struct source_dir *find_dir(const struct source *source, const char
 struct walk {
 	struct store *store;
 	const struct source *old;
-	source_classify_fn classify;
 	struct source *source;
 };
 
@@ -152,7 +151,7 @@ static int add_file(struct walk *walk, const char *path, const struct stat *st)
 		return -ENOMEM;
 	source->nr_files++;
 	const struct source_file *known = source_find(walk->old, path);
-	file->kind = known && known->stamp == file->stamp ? known->kind : walk->classify(walk->store, path);
+	file->kind = known && known->stamp == file->stamp ? known->kind : source_classify(walk->store, path);
 	return 0;
 }
 
@@ -242,10 +241,10 @@ static int walk_dir(struct walk *walk, int parent_fd, const char *name, struct l
 	return err;
 }
 
-int source_walk(struct store *store, const struct source *old, source_classify_fn classify, struct source *ret)
+int source_walk(struct store *store, const struct source *old, struct source *ret)
 {
 	struct source source = {0};
-	struct walk walk = {.store = store, .old = old, .classify = classify, .source = &source};
+	struct walk walk = {.store = store, .old = old, .source = &source};
 	struct listing top = {.path = store->source_dir};
 	int err = walk_dir(&walk, AT_FDCWD, store->source_dir, &top);
 	if (err) {

@@ -47,12 +47,14 @@ uint64_t stamp_make(const struct stat *st);
 /* Whether what was read from a file or directory just now would look the same after another change at once: its clock may not have moved on. */
 bool stamp_is_fresh(const struct stat *st);
 
-/* Lists the store's SOURCE. A directory that can't be read is left out. What is the same in OLD keeps its kind, for the rest CLASSIFY tells it. */
-typedef enum source_kind (*source_classify_fn)(struct store *store, const char *path);
-int source_walk(struct store *store, const struct source *old, source_classify_fn classify, struct source *ret);
+/* Lists the store's SOURCE. A directory that can't be read is left out. What is the same in OLD keeps its kind, the rest is looked into. */
+int source_walk(struct store *store, const struct source *old, struct source *ret);
 void source_done(struct source *source);
 
 bool source_equal(const struct source *a, const struct source *b);
+
+/* Looks at the name and, where that doesn't tell, into the file. What can't be read is an event. */
+enum source_kind source_classify(struct store *store, const char *path);
 
 /* NULL: not there. */
 const struct source_file *source_find(const struct source *source, const char *path);
