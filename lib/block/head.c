@@ -29,6 +29,7 @@ static void head_free(struct head *head)
 	pthread_mutex_destroy(&head->flush_lock);
 	pthread_mutex_destroy(&head->lock);
 	pthread_cond_destroy(&head->changed);
+	pthread_cond_destroy(&head->flushed);
 	free(head->name);
 	free(head->path);
 	free(head);
@@ -113,6 +114,7 @@ static int head_init(struct head *head)
 	pthread_mutex_init(&head->flush_lock, NULL);
 	pthread_mutex_init(&head->lock, NULL);
 	pthread_cond_init(&head->changed, NULL);
+	pthread_cond_init(&head->flushed, NULL);
 	list_init(&head->ages);
 	list_init(&head->dirty);
 	list_init(&head->busy);
@@ -159,10 +161,18 @@ int head_mark_dirty(struct head *head)
 	return err;
 }
 
-static int failure_of(struct head *head)
+/* Flushes, and says so to those who wait for it. */
+static int flush_for_all(struct head *head)
 {
+	pthread_mutex_lock(&head->flush_lock);
+	uint64_t nr_changes = atomic_load(&head->nr_changes);
+	int err = tables_write(head);
+	pthread_mutex_unlock(&head->flush_lock);
 	pthread_mutex_lock(&head->lock);
-	int err = head->failed;
+	head->flushing = false;
+	if (!err)
+		head->nr_stable = nr_changes;
+	pthread_cond_broadcast(&head->flushed);
 	pthread_mutex_unlock(&head->lock);
 	return err;
 }
@@ -170,17 +180,15 @@ static int failure_of(struct head *head)
 int head_flush(struct head *head)
 {
 	uint64_t wanted = atomic_load(&head->nr_changes);
-	pthread_mutex_lock(&head->flush_lock);
-	/* Whoever waited for its turn here may find that the flush before was its own, too. */
-	int err = failure_of(head);
-	if (!err && head->nr_stable < wanted) {
-		uint64_t nr_changes = atomic_load(&head->nr_changes);
-		err = tables_write(head);
-		if (!err)
-			head->nr_stable = nr_changes;
-	}
-	pthread_mutex_unlock(&head->flush_lock);
-	return err;
+	pthread_mutex_lock(&head->lock);
+	while (head->flushing && head->nr_stable < wanted)
+		pthread_cond_wait(&head->flushed, &head->lock);
+	int err = head->failed;
+	bool stable = head->nr_stable >= wanted;
+	if (!err && !stable)
+		head->flushing = true;
+	pthread_mutex_unlock(&head->lock);
+	return err || stable ? err : flush_for_all(head);
 }
 
 int head_close(struct head *head)

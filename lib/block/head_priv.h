@@ -116,7 +116,6 @@ struct head {
 	/* Held shared by every operation on guest data, exclusively to stop them all. Taken before flush_lock and lock. */
 	pthread_rwlock_t gate;
 	pthread_mutex_t flush_lock; /* one flush at a time; taken before lock */
-	uint64_t nr_stable;	    /* of nr_changes; protected by flush_lock */
 	_Atomic uint64_t nr_changes; /* operations on guest data that are done */
 	_Atomic uint64_t virtual_size; /* changed with lock held */
 	_Atomic size_t nr_dirty;       /* the same */
@@ -135,6 +134,9 @@ struct head {
 	size_t nr_pages;
 	struct list busy; /* spans */
 	struct space space;
+	uint64_t nr_stable;	/* of nr_changes */
+	bool flushing;		/* somebody flushes: wait on `flushed`, and see whether that was enough */
+	pthread_cond_t flushed;
 	int failed; /* I7: the error of the sync that failed */
 };
 

@@ -46,6 +46,16 @@ static int claim(struct space *space, uint64_t host_off, uint64_t len, const cha
 	return 0;
 }
 
+/* The usual case of claim, in a few instructions: a terabyte has 8 million clusters. */
+static inline bool claim_free(struct space *space, uint64_t host_off)
+{
+	uint64_t cluster = host_off >> space->cluster_bits;
+	if (host_off & ((1ull << space->cluster_bits) - 1) || cluster >= space->nr_clusters || is_used(space, cluster))
+		return false;
+	set_used(space, cluster, true);
+	return true;
+}
+
 static int scan_l2(struct space *space, int fd, const struct qcow2_geometry *geo, uint64_t l2_offset, be64 *table,
 		   struct reason *why)
 {
@@ -53,12 +63,13 @@ static int scan_l2(struct space *space, int fd, const struct qcow2_geometry *geo
 	int err = claim(space, l2_offset, cluster_size, "an L2 table", why);
 	if (!err)
 		err = file_read_padded(fd, table, cluster_size, l2_offset);
-	for (size_t i = 0; i < 1ull << geo->l2_bits && !err; i++) {
-		struct qcow2_l2_entry l2 = qcow2_l2_get(geo, table, i);
-		if (l2.entry & QCOW2_COMPRESSED)
+	unsigned words = qcow2_l2_words(geo);
+	for (size_t i = 0; i < words << geo->l2_bits && !err; i += words) {
+		uint64_t entry = be64_get(table[i]), host_off = entry & QCOW2_OFFSET_MASK;
+		if (entry & QCOW2_COMPRESSED)
 			err = reason_set(why, -EOPNOTSUPP, "it holds compressed clusters, which aren't written to");
-		else if (l2.entry & QCOW2_OFFSET_MASK)
-			err = claim(space, l2.entry & QCOW2_OFFSET_MASK, cluster_size, "a data cluster", why);
+		else if (host_off && !claim_free(space, host_off))
+			err = claim(space, host_off, cluster_size, "a data cluster", why);
 	}
 	return err;
 }
