@@ -52,7 +52,7 @@ static int note_chain(struct fact_scan *scan, struct leaves *leaves, size_t top)
 			return -ENOMEM;
 		i = fact_below(scan, (size_t)i);
 	}
-	return i == -ENOMEM ? -ENOMEM : 0;
+	return i == -ENOMEM || i == -ECANCELED ? (int)i : 0;
 }
 
 static void mark_chain(struct fact_scan *scan, size_t top)

@@ -473,6 +473,11 @@ void found_refresh(struct store *store)
 	pthread_mutex_unlock(&found->refresh);
 }
 
+bool found_is_ending(struct store *store)
+{
+	return atomic_load(&store->found->ending);
+}
+
 /* --- in the background ------------------------------------------------------------------------------------------------ */
 
 static void *read_all(void *arg)

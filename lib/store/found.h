@@ -24,6 +24,9 @@ void found_refresh(struct store *store);
 /* Begins to read in the background. Ends with found_free(). */
 int found_start(struct store *store);
 
+/* The store is being closed: nobody waits for what is being read. */
+bool found_is_ending(struct store *store);
+
 /* --- for libvirt.c and bare.c ------------------------------------------------------------------------------------ */
 
 /* A file that a VM's metadata names. */

@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 
 #include "base/mem.h"
+#include "store/found.h"
 #include "store/source.h"
 #include "store/store_internal.h"
 
@@ -120,6 +121,8 @@ ssize_t fact_get(struct fact_scan *scan, const char *path, const char *named, en
 	uint32_t id = intern_lookup(&scan->now.keys, key);
 	if (id)
 		return (ssize_t)id - 1;
+	if (found_is_ending(scan->store))
+		return -ECANCELED; /* there may be hundreds of thousands to come */
 	if (mem_grow(&scan->now.facts, &scan->now.cap_facts, scan->now.nr_facts + 1, sizeof *scan->now.facts) < 0)
 		return -ENOMEM;
 	struct image_fact *fact = &scan->now.facts[scan->now.nr_facts];

@@ -50,7 +50,8 @@ struct fact_scan {
 /* Ends the look: what it has found is what is known. */
 void fact_scan_done(struct fact_scan *scan, struct image_facts *facts);
 
-/* The number of the fact about PATH (NAMED) read as FORMAT, taken over from the last look or read; negative errno. */
+/* The number of the fact about PATH (NAMED) read as FORMAT, taken over from the last look or read; negative errno, -ECANCELED
+ * when the store is being closed. */
 ssize_t fact_get(struct fact_scan *scan, const char *path, const char *named, enum image_format format);
 
 /* The fact about what lies beneath fact I; negative: nothing that can be followed. */

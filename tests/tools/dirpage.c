@@ -47,6 +47,13 @@ static struct names read_all(const char *path)
 	return names;
 }
 
+static void names_done(struct names *names)
+{
+	for (size_t i = 0; i < names->nr_names; i++)
+		free(names->names[i].text);
+	free(names->names);
+}
+
 static bool holds(const struct names *sorted, const char *text)
 {
 	struct name key = {.text = (char *)text};
@@ -89,5 +96,10 @@ int main(int argc, char **argv)
 			errx(1, "%s wasn't listed", before.names[i].text);
 	check_positions(dir, &listed, &after);
 	printf("%zu before, %zu listed, %zu after\n", before.nr_names, listed.nr_names, after.nr_names);
+	closedir(dir);
+	free(sorted.names); /* the texts are those of listed */
+	names_done(&before);
+	names_done(&listed);
+	names_done(&after);
 	return 0;
 }
