@@ -121,7 +121,7 @@ int domain_parse(xmlNodePtr node, struct domain *ret, struct reason *why)
 int domain_parse_text(const char *text, size_t len, struct domain *ret, struct reason *why)
 {
 	auto_doc xmlDocPtr doc = NULL;
-	int err = xml_parse(text, len, &doc, why);
+	int err = xml_parse_to_read(text, len, &doc, why);
 	return err ? err : domain_parse(xmlDocGetRootElement(doc), ret, why);
 }
 

@@ -183,7 +183,7 @@ int domsnapshot_parse_text(const char *text, size_t len, struct domsnapshot *ret
 {
 	auto_doc xmlDocPtr doc = NULL;
 	xmlNodePtr root = NULL;
-	int err = xml_parse(text, len, &doc, why);
+	int err = xml_parse_to_read(text, len, &doc, why);
 	if (!err)
 		err = domsnapshot_root(doc, &root, why);
 	if (err)

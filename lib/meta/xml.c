@@ -61,13 +61,13 @@ static int set_utf8(xmlDocPtr doc)
 	return 0;
 }
 
-static int parse_in_context(xmlParserCtxtPtr ctxt, const char *text, size_t len, xmlDocPtr *ret, struct reason *why)
+static int parse_in_context(xmlParserCtxtPtr ctxt, const char *text, size_t len, int options, xmlDocPtr *ret, struct reason *why)
 {
 	int doctype_line = 0;
 	ctxt->_private = &doctype_line;
 	ctxt->sax->internalSubset = refuse_doctype;
 	auto_doc xmlDocPtr doc = xmlCtxtReadMemory(ctxt, text, (int)len, NULL, NULL,
-	                                           XML_PARSE_NONET | XML_PARSE_NOERROR | XML_PARSE_NOWARNING);
+	                                           XML_PARSE_NONET | XML_PARSE_NOERROR | XML_PARSE_NOWARNING | options);
 	if (doctype_line)
 		return reason_set(why, -EINVAL, "line %d: DTDs and entities (<!DOCTYPE) are refused: remove them",
 		                  doctype_line);
@@ -80,7 +80,7 @@ static int parse_in_context(xmlParserCtxtPtr ctxt, const char *text, size_t len,
 	return 0;
 }
 
-int xml_parse(const char *text, size_t len, xmlDocPtr *ret, struct reason *why)
+static int parse(const char *text, size_t len, int options, xmlDocPtr *ret, struct reason *why)
 {
 	if (len > XML_TEXT_MAX)
 		return reason_set(why, -EFBIG, "the XML is larger than %u MiB", XML_TEXT_MAX >> 20);
@@ -89,9 +89,19 @@ int xml_parse(const char *text, size_t len, xmlDocPtr *ret, struct reason *why)
 	xmlParserCtxtPtr ctxt = xmlNewParserCtxt();
 	if (!ctxt)
 		return reason_set(why, -ENOMEM, "out of memory");
-	int err = parse_in_context(ctxt, text, len, ret, why);
+	int err = parse_in_context(ctxt, text, len, options, ret, why);
 	xmlFreeParserCtxt(ctxt);
 	return err;
+}
+
+int xml_parse(const char *text, size_t len, xmlDocPtr *ret, struct reason *why)
+{
+	return parse(text, len, 0, ret, why);
+}
+
+int xml_parse_to_read(const char *text, size_t len, xmlDocPtr *ret, struct reason *why)
+{
+	return parse(text, len, XML_PARSE_NOBLANKS | XML_PARSE_COMPACT, ret, why);
 }
 
 void xml_cleanup_doc(xmlDocPtr *doc)

@@ -18,6 +18,9 @@ void xml_init(void);
 /* The caller frees with xmlFreeDoc, or has declared it auto_doc. TEXT needs no terminating NUL. */
 int xml_parse(const char *text, size_t len, xmlDocPtr *ret, struct reason *why);
 
+/* The same, quicker, for what is neither changed nor printed: without the white space between elements. */
+int xml_parse_to_read(const char *text, size_t len, xmlDocPtr *ret, struct reason *why);
+
 /* NODE and all below it as text with an XML declaration left out; the caller frees with free(). Namespace declarations in scope are kept. */
 int xml_print(xmlDocPtr doc, xmlNodePtr node, char **ret_text);
 
