@@ -17,6 +17,7 @@ struct image {
 	struct image_cache *cache; /* borrowed */
 	uint64_t serial;	   /* what the bounded caches know it by; never used again */
 	int fd;
+	int data_fd; /* qcow2's external data file; -1: the image itself has the data */
 	char *path; /* real */
 	struct stat st;
 	enum image_format declared; /* IMAGE_PROBE stays so here */
@@ -26,7 +27,6 @@ struct image {
 	/* qcow2 */
 	struct qcow2_header header;
 	struct image_snapshot *snapshots;
-	int data_fd; /* -1: the image itself has the data */
 	char *data_path;
 	struct stat data_st;
 

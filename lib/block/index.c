@@ -237,18 +237,33 @@ static void insert_locked(struct ring *ring, uint64_t h, uint64_t id, uint64_t s
 
 /* --- looking into a span */
 
-static void copy_piece(const struct index_extent *extents, size_t nr, unsigned span_bits, uint64_t from, uint64_t to,
-                       struct index_piece *ret)
+/* The extent with SECTOR in it. Most spans have pieces of about one size: it is looked for where it would lie then. */
+static size_t find_extent(const struct index_extent *extents, size_t nr, unsigned span_bits, uint64_t sector)
 {
-	uint64_t sector = from >> 9;
-	size_t low = 0, high = nr; /* extents[low].sector <= sector < extents[high].sector */
-	while (high - low > 1) {
+	size_t guess = (size_t)(sector * nr >> (span_bits - 9)), low = 0, high = nr, step = 1;
+	if (extents[guess].sector <= sector) {
+		for (low = guess; low + step < nr && extents[low + step].sector <= sector; step *= 2)
+			low += step;
+		high = low + step < nr ? low + step : nr;
+	} else {
+		for (high = guess; high > step && extents[high - step].sector > sector; step *= 2)
+			high -= step;
+		low = high > step ? high - step : 0;
+	}
+	while (high - low > 1) { /* extents[low].sector <= sector, and extents[high] is behind it */
 		size_t middle = low + (high - low) / 2;
 		if (extents[middle].sector <= sector)
 			low = middle;
 		else
 			high = middle;
 	}
+	return low;
+}
+
+static void copy_piece(const struct index_extent *extents, size_t nr, unsigned span_bits, uint64_t from, uint64_t to,
+                       struct index_piece *ret)
+{
+	size_t low = find_extent(extents, nr, span_bits, from >> 9);
 	size_t end = low;
 	do {
 		ret->extents[end - low] = extents[end];
@@ -276,6 +291,7 @@ bool index_lookup(struct index *index, uint64_t id, uint64_t span_no, unsigned s
 	struct ring *ring = ring_of(index, h);
 	pthread_mutex_lock(&ring->lock);
 	bool found = lookup_locked(ring, h, id, span_no, span_bits, from, to, ret);
+	ring->stats.nr_hits += found;
 	pthread_mutex_unlock(&ring->lock);
 	return found;
 }
@@ -316,7 +332,7 @@ static int build_and_insert(struct index *index, struct ring *ring, uint64_t h, 
 /* The piece of a span, which is built when it isn't there. Whoever waited in vain for somebody else's doesn't try
  * again: it may not fit, or there was an error. */
 static int get_piece(struct index *index, const struct chain *chain, uint64_t span_no, uint64_t from, uint64_t to,
-                     struct index_piece *ret, uint64_t *nr_asked)
+                     struct index_piece *ret, uint64_t *cost)
 {
 	uint64_t id = chain->id->number, h = hash(id, span_no);
 	unsigned span_bits = chain->id->span_bits;
@@ -342,7 +358,7 @@ static int get_piece(struct index *index, const struct chain *chain, uint64_t sp
 		if (!err)
 			copy_piece(built.extents, built.nr, span_bits, from, to, ret);
 		free(built.extents);
-		*nr_asked += built.nr_asked;
+		*cost += built.cost;
 	}
 	pthread_mutex_unlock(&ring->lock);
 	return err;
@@ -373,28 +389,52 @@ static struct extent unpack(const struct chain *chain, const struct index_extent
 	return out;
 }
 
-int index_map(struct index *index, const struct chain *chain, uint64_t guest_off, uint64_t len, struct extent *ret, size_t nr, size_t *ret_nr,
-	      uint64_t *nr_asked)
+/* What a request means inside its span. */
+struct place {
+	uint64_t span_no, span_start, from, to;
+};
+
+static struct place place_of(const struct chain *chain, uint64_t guest_off, uint64_t len)
 {
 	unsigned span_bits = chain->id->span_bits;
-	uint64_t span_no = guest_off >> span_bits, span_start = span_no << span_bits;
-	uint64_t from = guest_off - span_start, to = min_u64(len, (1ull << span_bits) - from) + from;
-	struct index_piece piece;
-	int err = get_piece(index, chain, span_no, from, to, &piece, nr_asked);
-	if (err)
-		return err;
+	uint64_t span_no = guest_off >> span_bits, span_start = span_no << span_bits, from = guest_off - span_start;
+	return (struct place){span_no, span_start, from, from + min_u64(len, (1ull << span_bits) - from)};
+}
+
+/* As many as there are up to a damaged one. */
+static size_t unpack_piece(const struct chain *chain, const struct place *place, const struct index_piece *piece, struct extent *ret, size_t nr)
+{
 	size_t i = 0;
-	for (; i < piece.nr && i < nr; i++) {
-		const struct index_extent *e = &piece.extents[i];
+	for (; i < piece->nr && i < nr; i++) {
+		const struct index_extent *e = &piece->extents[i];
 		if (e->kind == INDEX_DAMAGED)
 			break;
-		uint64_t start = index_sector_off(e), end = i + 1 < piece.nr ? index_sector_off(e + 1) : piece.end;
-		uint64_t at = start > from ? start : from;
-		ret[i] = unpack(chain, e, span_start + start, span_start + at);
-		ret[i].len = min_u64(end, to) - at;
+		uint64_t start = index_sector_off(e), end = i + 1 < piece->nr ? index_sector_off(e + 1) : piece->end;
+		uint64_t at = start > place->from ? start : place->from;
+		ret[i] = unpack(chain, e, place->span_start + start, place->span_start + at);
+		ret[i].len = min_u64(end, place->to) - at;
 	}
-	*ret_nr = i;
-	return i ? 0 : -EUCLEAN;
+	return i;
+}
+
+int index_map(struct index *index, const struct chain *chain, uint64_t guest_off, uint64_t len, struct extent *ret, size_t nr,
+	      size_t *ret_nr, uint64_t *cost)
+{
+	struct place place = place_of(chain, guest_off, len);
+	struct index_piece piece;
+	int err = get_piece(index, chain, place.span_no, place.from, place.to, &piece, cost);
+	if (err)
+		return err;
+	*ret_nr = unpack_piece(chain, &place, &piece, ret, nr);
+	return *ret_nr ? 0 : -EUCLEAN;
+}
+
+bool index_peek(struct index *index, const struct chain *chain, uint64_t guest_off, uint64_t len, struct extent *ret)
+{
+	struct place place = place_of(chain, guest_off, len);
+	struct index_piece piece;
+	return index_lookup(index, chain->id->number, place.span_no, chain->id->span_bits, place.from, place.to, &piece) &&
+	       unpack_piece(chain, &place, &piece, ret, 1);
 }
 
 void index_get_stats(struct index *index, struct index_stats *ret)

@@ -32,10 +32,13 @@ int index_new(size_t max_bytes, struct index **ret);
 void index_free(struct index *index);
 
 /* The extents from GUEST_OFF on, in order and without a gap: at least one, at most NR, LEN bytes together at most, and none beyond the
- * span. GUEST_OFF is inside the disk. Raw layers are data all through. Layers that had to be asked are added to NR_ASKED. -EUCLEAN:
- * damaged right there. Another error: the layers must be asked one by one. */
+ * span. GUEST_OFF is inside the disk. Raw layers are data all through. What finding them out took is added to COST: 1 is a look at a
+ * layer. -EUCLEAN: damaged right there. Another error: the layers must be asked one by one. */
 int index_map(struct index *index, const struct chain *chain, uint64_t guest_off, uint64_t len, struct extent *ret, size_t nr,
-	      size_t *ret_nr, uint64_t *nr_asked);
+	      size_t *ret_nr, uint64_t *cost);
+
+/* The same for one extent of a span that is there already; false: it isn't, or it's damaged. */
+bool index_peek(struct index *index, const struct chain *chain, uint64_t guest_off, uint64_t len, struct extent *ret);
 
 /* log2 of the guest bytes for which one page of a layer's table speaks: a span isn't larger for any layer. */
 unsigned index_layer_span_bits(const struct layer *layer);

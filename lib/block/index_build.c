@@ -11,6 +11,9 @@
 #include "block/qcow2_format.h"
 #include "block/qcow2_l2.h"
 
+/* Reading a stretch of a table takes as long as a few layers that have none there. */
+#define LOADED_COSTS 4u
+
 /* Bytes of the span, from its start. */
 struct range {
 	uint32_t from, to;
@@ -31,7 +34,7 @@ struct builder {
 	struct index_extent *found;
 	size_t nr_found, cap_found;
 	size_t layer;
-	uint64_t nr_asked;
+	uint64_t nr_asked, nr_loaded;
 
 	/* the stretch of an L2 table that is loaded */
 	struct qcow2_window {
@@ -118,6 +121,7 @@ static int load_window(struct builder *b, const struct layer *layer, uint64_t l2
 	uint64_t last = (min_u64(end, table_start + (1ull << span_bits)) - 1 - table_start) >> geo->cluster_bits;
 	uint64_t nr = min_u64(last + 1 - first, TABLE_PAGE_WORDS / words);
 	w->from = w->to = 0;
+	b->nr_loaded++;
 	int err = file_read_padded(layer->image->fd, w->words, (size_t)(nr * words * sizeof(be64)),
 	                           l2_offset + first * words * sizeof(be64));
 	if (err)
@@ -377,7 +381,7 @@ int index_build(struct index *index, const struct chain *chain, uint64_t span_no
 		err = sort_found(b);
 	if (!err) {
 		merge_found(b);
-		*ret = (struct index_built){.extents = take_ptr(b->found), .nr = b->nr_found, .nr_asked = b->nr_asked};
+		*ret = (struct index_built){.extents = take_ptr(b->found), .nr = b->nr_found, .nr_asked = b->nr_asked, .cost = b->nr_asked + b->nr_loaded * LOADED_COSTS};
 	}
 	free(b->found);
 	free(b->todo.items);

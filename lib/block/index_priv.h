@@ -46,6 +46,7 @@ struct index_built {
 	struct index_extent *extents;
 	size_t nr;
 	uint64_t nr_asked; /* layers */
+	uint64_t cost;	   /* as index_map() has it */
 };
 
 /* Asks the layers for one span. -EIO, -ENOMEM; what is damaged becomes an extent. */

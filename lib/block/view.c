@@ -12,10 +12,8 @@
 #include "block/qcow2_format.h"
 #include "block/readahead.h"
 
-/* Lookups that view_allocated spends before it takes the files' word for it; a layer that is asked for a new span of the index is
- * as much as a few. */
-#define ALLOCATED_LOOKUPS_MAX 65536u
-#define ASKED_COSTS	      4u
+/* What view_allocated spends (see index_map()) before it takes the files' word for it. */
+#define ALLOCATED_COST_MAX 65536u
 
 /* Extents that a read asks the index for at a time. */
 #define READ_EXTENTS 16u
@@ -273,26 +271,31 @@ static int map_layers(const struct view *view, uint64_t guest_off, uint64_t len,
 	return 0;
 }
 
-/* At most NR extents. NR_ASKED: see index_map(). */
+static struct chain chain_of(const struct view *view)
+{
+	return (struct chain){view->layers, view->nr_layers, view->virtual_size, view->chain_id};
+}
+
+/* At most NR extents. COST: see index_map(). */
 static int map_piece(const struct view *view, uint64_t guest_off, uint64_t len, struct extent *ret, size_t nr, size_t *ret_nr,
-		     uint64_t *nr_asked)
+		     uint64_t *cost)
 {
 	*ret_nr = 1;
 	if (guest_off >= view->virtual_size) {
 		*ret = (struct extent){.guest_off = guest_off, .len = len, .kind = EXTENT_ZERO};
 		return 0;
 	}
-	struct chain chain = {view->layers, view->nr_layers, view->virtual_size, view->chain_id};
-	int err = index_map(image_cache_index(view->cache), &chain, guest_off, len, ret, nr, ret_nr, nr_asked);
+	struct chain chain = chain_of(view);
+	int err = index_map(image_cache_index(view->cache), &chain, guest_off, len, ret, nr, ret_nr, cost);
 	if (!err || err == -EUCLEAN)
 		return err;
 	*ret_nr = 1;
 	return map_layers(view, guest_off, len, ret);
 }
 
-/* Where no layer has an L2 table nothing is to be looked up, be it terabytes: how many bytes from GUEST_OFF on are
- * such. The last layer is asked first: most chains have something in it. */
-static uint64_t empty_len(const struct view *view, uint64_t guest_off, uint64_t len)
+/* Where no layer has an L2 table nothing is to be looked up, be it terabytes: how many bytes from GUEST_OFF on are such. The last layer
+ * is asked first: most chains have something in it. */
+static uint64_t empty_len(const struct view *view, uint64_t guest_off, uint64_t len, uint64_t *cost)
 {
 	uint64_t end = guest_off + min_u64(len, UINT64_MAX - guest_off);
 	for (size_t i = view->nr_layers; i-- > 0 && guest_off < end;) {
@@ -300,12 +303,23 @@ static uint64_t empty_len(const struct view *view, uint64_t guest_off, uint64_t 
 		uint64_t l2_offset = 0, empty_end = end;
 		if (guest_off >= layer->virtual_size)
 			continue; /* neither it nor what is below it has anything here */
+		++*cost;
 		if (layer->image->format == IMAGE_RAW ||
 		    layer_l2_table(layer, guest_off, end, &l2_offset, &empty_end) < 0 || l2_offset)
 			return 0;
 		end = empty_end;
 	}
 	return end - guest_off;
+}
+
+/* What the index knows, unless it is zeros to the span's end: these may go on for long. */
+static bool map_known(const struct view *view, uint64_t guest_off, uint64_t len, struct extent *ret)
+{
+	struct chain chain = chain_of(view);
+	uint64_t span_end = guest_off | ((1ull << view->chain_id->span_bits) - 1);
+	if (guest_off >= view->virtual_size || !index_peek(image_cache_index(view->cache), &chain, guest_off, len, ret))
+		return false;
+	return ret->kind != EXTENT_ZERO || ret->len == len || guest_off + ret->len - 1 < span_end;
 }
 
 /* A raw layer's holes, which only a look at the file tells. */
@@ -315,11 +329,16 @@ static int map_raw_holes(struct extent *e)
 	return layer_map(&layer, e->guest_off, e->len, true, e);
 }
 
-static int map_exactly(const struct view *view, uint64_t guest_off, uint64_t len, struct extent *ret, uint64_t *nr_asked)
+static int map_exactly(const struct view *view, uint64_t guest_off, uint64_t len, struct extent *ret, uint64_t *cost)
 {
 	size_t nr = 0;
-	struct extent e = {.guest_off = guest_off, .len = empty_len(view, guest_off, len), .kind = EXTENT_ZERO};
-	int err = e.len ? 0 : map_piece(view, guest_off, len, &e, 1, &nr, nr_asked);
+	struct extent e;
+	int err = 0;
+	if (!map_known(view, guest_off, len, &e)) {
+		e = (struct extent){.guest_off = guest_off, .len = empty_len(view, guest_off, len, cost), .kind = EXTENT_ZERO};
+		if (!e.len)
+			err = map_piece(view, guest_off, len, &e, 1, &nr, cost);
+	}
 	if (!err && e.kind == EXTENT_DATA && e.image->format == IMAGE_RAW)
 		err = map_raw_holes(&e);
 	if (!err)
@@ -329,8 +348,8 @@ static int map_exactly(const struct view *view, uint64_t guest_off, uint64_t len
 
 int view_map(struct view *view, uint64_t guest_off, uint64_t len, struct extent *ret)
 {
-	uint64_t nr_asked = 0;
-	return map_exactly(view, guest_off, len, ret, &nr_asked);
+	uint64_t cost = 0;
+	return map_exactly(view, guest_off, len, ret, &cost);
 }
 
 int extent_fd(const struct extent *extent)
@@ -407,11 +426,11 @@ static void want_extents(const struct view *view, const struct extent *extents, 
 static void want_ahead(struct view *view, uint64_t guest_off, uint64_t len)
 {
 	struct extent extents[READ_EXTENTS];
-	uint64_t from = 0, nr_asked = 0;
+	uint64_t from = 0, cost = 0;
 	uint64_t ahead = readahead_next(&view->readahead, guest_off, len, cluster_cache_ahead_bytes(image_cache_clusters(view->cache)), &from);
 	uint64_t end = min_u64(from + ahead, view->virtual_size);
 	size_t nr = 0;
-	while (from < end && map_piece(view, from, end - from, extents, READ_EXTENTS, &nr, &nr_asked) == 0) {
+	while (from < end && map_piece(view, from, end - from, extents, READ_EXTENTS, &nr, &cost) == 0) {
 		want_extents(view, extents, nr);
 		from = extents[nr - 1].guest_off + extents[nr - 1].len;
 	}
@@ -433,8 +452,8 @@ int view_read(struct view *view, void *buf, size_t len, uint64_t guest_off)
 	while (guest_off < end) {
 		struct extent extents[READ_EXTENTS];
 		size_t nr = 0;
-		uint64_t nr_asked = 0;
-		int err = map_piece(view, guest_off, end - guest_off, extents, READ_EXTENTS, &nr, &nr_asked);
+		uint64_t cost = 0;
+		int err = map_piece(view, guest_off, end - guest_off, extents, READ_EXTENTS, &nr, &cost);
 		size_t first = err ? nr : find_compressed(extents, nr);
 		if (!err && first < nr) {
 			want_extents(view, extents + first + !any_compressed, nr - first - !any_compressed);
@@ -487,16 +506,16 @@ static uint64_t files_bytes(const struct view *view)
 
 int view_allocated(struct view *view, uint64_t *ret_bytes)
 {
-	uint64_t nr_lookups = 0, nr_asked = 0, sum = 0;
+	uint64_t cost = 0, sum = 0;
 	for (uint64_t off = 0; off < view->virtual_size;) {
 		struct extent e;
-		int err = map_exactly(view, off, view->virtual_size - off, &e, &nr_asked);
+		int err = map_exactly(view, off, view->virtual_size - off, &e, &cost);
 		if (err)
 			return err;
 		if (e.kind != EXTENT_ZERO)
 			sum += e.len;
 		off += e.len;
-		if (++nr_lookups + nr_asked * ASKED_COSTS > ALLOCATED_LOOKUPS_MAX) {
+		if (++cost > ALLOCATED_COST_MAX) {
 			sum = min_u64(files_bytes(view), view->virtual_size);
 			break;
 		}
