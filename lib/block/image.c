@@ -102,6 +102,14 @@ static int load_raw(struct image *image)
 	return 0;
 }
 
+/* Looking at an image shouldn't write to its filesystem; and it's a little faster. Only an owner may. */
+static void spare_atime(int fd)
+{
+	int flags = fcntl(fd, F_GETFL);
+	if (flags >= 0)
+		fcntl(fd, F_SETFL, flags | O_NOATIME);
+}
+
 static int open_data_file(struct image *image, struct reason *why)
 {
 	auto_free char *dir = strdup(image->path);
@@ -111,6 +119,7 @@ static int open_data_file(struct image *image, struct reason *why)
 	if (fd < 0)
 		return reason_prefix(why, fd, "%s: data file: ", image->path);
 	image->data_fd = fd;
+	spare_atime(fd);
 	return fstat(fd, &image->data_st) < 0 ? -errno : 0;
 }
 
@@ -339,6 +348,7 @@ int image_open(struct image_cache *cache, const char *base_dir, const char *name
 		int err = image_new(cache, fd, path, format, &image);
 		if (err)
 			return err;
+		spare_atime(fd);
 		take_fd(&fd); /* the image's now, as the path */
 		image->path = take_ptr(path);
 		image->st = st;
