@@ -381,7 +381,12 @@ int index_build(struct index *index, const struct chain *chain, uint64_t span_no
 		err = sort_found(b);
 	if (!err) {
 		merge_found(b);
-		*ret = (struct index_built){.extents = take_ptr(b->found), .nr = b->nr_found, .nr_asked = b->nr_asked, .cost = b->nr_asked + b->nr_loaded * LOADED_COSTS};
+		*ret = (struct index_built){
+			.extents = take_ptr(b->found),
+			.nr = b->nr_found,
+			.nr_asked = b->nr_asked,
+			.cost = b->nr_asked + b->nr_loaded * LOADED_COSTS,
+		};
 	}
 	free(b->found);
 	free(b->todo.items);
