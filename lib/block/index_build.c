@@ -248,8 +248,8 @@ static int ask_layer(struct builder *b)
 	return err;
 }
 
-/* What is known of the chain from this layer on: [GUEST_OFF, END) as far as it goes. */
-static int take_known(struct builder *b, const struct chain_id *id, uint64_t *guest_off, uint64_t end)
+/* What is known of the chain from this layer on: [GUEST_OFF, END) as far as it goes. MISSING is the last span that wasn't there. */
+static int take_known(struct builder *b, const struct chain_id *id, uint64_t *guest_off, uint64_t end, uint64_t *missing)
 {
 	uint64_t mask = (1ull << id->span_bits) - 1;
 	struct index_piece piece;
@@ -257,9 +257,13 @@ static int take_known(struct builder *b, const struct chain_id *id, uint64_t *gu
 	while (*guest_off < end && !err) {
 		uint64_t span_start = *guest_off & ~mask;
 		uint64_t stop = min_u64(end, span_start + mask + 1);
-		if (!index_lookup(b->index, id->number, *guest_off >> id->span_bits, id->span_bits,
-		                  *guest_off - span_start, stop - span_start, &piece))
+		uint64_t span_no = *guest_off >> id->span_bits;
+		if (span_no == *missing)
 			break;
+		if (!index_lookup(b->index, id->number, span_no, id->span_bits, *guest_off - span_start, stop - span_start, &piece)) {
+			*missing = span_no;
+			break;
+		}
 		for (size_t i = 0; i < piece.nr && !err; i++) {
 			struct index_extent e = piece.extents[i];
 			uint64_t at = span_start + index_sector_off(&e);
@@ -279,10 +283,11 @@ static int take_known(struct builder *b, const struct chain_id *id, uint64_t *gu
 
 static int take_all_known(struct builder *b, const struct chain_id *id)
 {
+	uint64_t missing = UINT64_MAX;
 	int err = 0;
 	for (size_t i = 0; i < b->todo.nr && !err; i++) {
 		uint64_t guest_off = b->start + b->todo.items[i].from, end = b->start + b->todo.items[i].to;
-		err = take_known(b, id, &guest_off, end);
+		err = take_known(b, id, &guest_off, end, &missing);
 		if (!err && guest_off < end)
 			err = leave(b, guest_off, end);
 	}
