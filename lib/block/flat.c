@@ -115,7 +115,7 @@ static int add_all(struct making *m, const atomic_bool *stop)
 	struct extent run = {.kind = EXTENT_ZERO};
 	uint64_t end = view_virtual_size(m->view);
 	for (uint64_t off = 0; off < end;) {
-		struct extent e;
+		struct extent e = {0};
 		int err = atomic_load(stop) ? -EINTR : view_map(m->view, off, end - off, &e);
 		if (!err && continues(&run, &e)) {
 			run.len += e.len;
