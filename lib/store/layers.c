@@ -302,11 +302,11 @@ void layers_sweep(struct store *store)
 /* --- at the start ---------------------------------------------------------------------------------------------- */
 
 /* Reads from the header of NAME which layer of ours lies beneath; BENEATH becomes "" for none. */
-static int read_beneath(struct store *store, const char *name, char beneath[LAYER_NAME_MAX])
+static int read_beneath(struct store *store, const char *name, char beneath[LAYER_NAME_MAX], struct reason *why)
 {
 	struct image *image = NULL;
 	enum image_format format = strstr(name, ".raw") ? IMAGE_RAW : IMAGE_QCOW2;
-	int err = image_open(store->images, store->layers_dir, name, format, &image, NULL);
+	int err = image_open(store->images, store->layers_dir, name, format, &image, why);
 	if (err)
 		return err;
 	const char *backing = image_backing_name(image);
@@ -321,12 +321,12 @@ static int read_beneath(struct store *store, const char *name, char beneath[LAYE
 }
 
 /* Enters NAME and what lies beneath it, as far down as the table doesn't know it yet. */
-static int load_chain(struct store *store, const char *name)
+static int load_chain(struct store *store, const char *name, struct reason *why)
 {
 	char next[LAYER_NAME_MAX], beneath[LAYER_NAME_MAX];
 	snprintf(next, sizeof next, "%s", name);
 	while (*next && !row_find_locked(&store->layers, next)) {
-		int err = read_beneath(store, next, beneath);
+		int err = read_beneath(store, next, beneath, why);
 		if (err)
 			return err;
 		err = row_add_locked(&store->layers, next, beneath, 0);
@@ -338,10 +338,10 @@ static int load_chain(struct store *store, const char *name)
 }
 
 /* A disk whose data isn't copied yet: its base may be there or not. */
-static int load_pending(struct store *store, const struct vm_disk *disk)
+static int load_pending(struct store *store, const struct vm_disk *disk, struct reason *why)
 {
 	char beneath[LAYER_NAME_MAX];
-	int err = row_find_locked(&store->layers, disk->layer) ? 0 : read_beneath(store, disk->layer, beneath);
+	int err = row_find_locked(&store->layers, disk->layer) ? 0 : read_beneath(store, disk->layer, beneath, why);
 	if (!err)
 		err = row_add_locked(&store->layers, disk->layer, disk->pending_base, 0);
 	if (!err && faccessat(store->layers_fd, disk->pending_base, F_OK, AT_SYMLINK_NOFOLLOW) == 0)
@@ -350,18 +350,28 @@ static int load_pending(struct store *store, const struct vm_disk *disk)
 }
 
 /* Before any other thread: without the lock. */
-int layers_load(struct store *store)
+static int load_disks(struct store *store, bool pending, struct reason *why)
 {
 	for (size_t e = 0; e < store->nr_entries; e++) {
 		const struct vm *vm = store->entries[e]->vm;
 		for (size_t i = 0; vm && vm->kind == VM_MANAGED && i < vm->nr_disks; i++) {
 			const struct vm_disk *disk = &vm->disks[i];
-			int err = disk->pending_path ? load_pending(store, disk) : load_chain(store, disk->layer);
+			int err = 0;
+			if (!disk->pending_path == pending)
+				continue;
+			err = pending ? load_pending(store, disk, why) : load_chain(store, disk->layer, why);
 			if (err)
 				return err;
 		}
 	}
 	return 0;
+}
+
+/* The pending ones first: their bases may not be there yet, and a chain that leads to one is known from there on. */
+int layers_load(struct store *store, struct reason *why)
+{
+	int err = load_disks(store, true, why);
+	return err ? err : load_disks(store, false, why);
 }
 
 static bool is_leftover(struct store *store, const char *name)

@@ -73,7 +73,7 @@ const char *layer_of_path(struct store *store, const char *real_path);
 char *layer_path(struct store *store, const char *name);
 
 /* Learns, at the start, what lies beneath the layers that the VMs use. */
-int layers_load(struct store *store);
+int layers_load(struct store *store, struct reason *why);
 
 /* Unlinks what nobody needs any more. */
 void layers_sweep(struct store *store);

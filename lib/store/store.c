@@ -200,11 +200,12 @@ static int load_managed(struct store *store, struct reason *why)
 		return reason_set(why, err, "%s/vms: %s", store->store_dir, strerror(-err));
 	if (!store->writable)
 		return 0;
-	err = layers_load(store);
+	struct reason unread = {0};
+	err = layers_load(store, &unread);
 	store->layers.unknown = err || nr_bad;
 	if (store->layers.unknown) {
-		store_event(store, NULL, "the store %s isn't tidied up: %s", store->store_dir,
-			    err ? "a layer of a VM can't be read" : "the description of a VM can't be read");
+		store_event(store, NULL, "the store %s isn't tidied up: %s%s%s", store->store_dir,
+			    err ? "a layer of a VM can't be read" : "the description of a VM can't be read", *unread.text ? ": " : "", unread.text);
 		return 0;
 	}
 	managed_clear_leftovers(store);

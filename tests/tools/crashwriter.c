@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
+#include <time.h>
 #include <unistd.h>
 
 #define SECTOR      512
@@ -86,14 +87,15 @@ static int is_gone(int err)
 }
 
 /* A request that a thread of the daemon was just taking when it was killed fails with EIO; one after it says what has
- * happened. */
+ * happened, unless another thread, that hasn't noticed yet, answers it. */
 static int daemon_is_dying(int fd)
 {
+	const struct timespec moment = {.tv_nsec = 1000000};
 	struct statfs fs;
 
-	while (errno == EIO) {
-		if (fstatfs(fd, &fs) == 0)
-			return 0;
+	for (int tries = 0; errno == EIO && tries < 50; tries++) {
+		nanosleep(&moment, NULL);
+		errno = fstatfs(fd, &fs) == 0 ? EIO : errno;
 	}
 	return is_gone(errno);
 }
