@@ -120,6 +120,11 @@ int layer_backing_name(struct store *store, const char *real_path, char **ret, s
 
 /* --- the table -------------------------------------------------------------------------------------------------- */
 
+static void row_set_beneath(struct layer_row *row, const char *beneath)
+{
+	snprintf(row->beneath, sizeof row->beneath, "%s", beneath ? beneath : "");
+}
+
 static struct layer_row *row_find_locked(struct layers *layers, const char *name)
 {
 	for (size_t i = 0; i < layers->nr_rows; i++)
@@ -128,13 +133,15 @@ static struct layer_row *row_find_locked(struct layers *layers, const char *name
 	return NULL;
 }
 
-static void row_set_beneath(struct layer_row *row, const char *beneath)
-{
-	snprintf(row->beneath, sizeof row->beneath, "%s", beneath ? beneath : "");
-}
-
+/* One row a name: what is needed is marked in one place only. */
 static int row_add_locked(struct layers *layers, const char *name, const char *beneath, unsigned nr_pins)
 {
+	struct layer_row *known = row_find_locked(layers, name);
+	if (known) {
+		known->nr_pins += nr_pins;
+		row_set_beneath(known, beneath);
+		return 0;
+	}
 	if (mem_grow(&layers->rows, &layers->cap_rows, layers->nr_rows + 1, sizeof *layers->rows) < 0)
 		return -ENOMEM;
 	struct layer_row *row = &layers->rows[layers->nr_rows++];
