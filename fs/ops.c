@@ -53,22 +53,18 @@ static const char *why_by_error(struct fs *fs, const struct place *place, int er
 	return NULL;
 }
 
-void ops_report(struct fs *fs, const struct place *place, const char *verb, const char *name, int err, const char *text)
-{
-	const char *vm = place->vm ? place->vm->name : NULL;
-	char path[600];
-	place_path(fs, place, name, path, sizeof path);
-	if (text)
-		events_add(fs->events, vm, "%s %s: %s (%s)", verb, path, text, strerror(-err));
-	else
-		events_add(fs->events, vm, "%s %s: %s", verb, path, strerror(-err));
-}
-
 void ops_fail(fuse_req_t req, const struct place *place, const char *verb, const char *name, int err,
 	      const struct reason *why)
 {
 	struct fs *fs = ops_fs(req);
-	ops_report(fs, place, verb, name, err, why && *why->text ? why->text : why_by_error(fs, place, err));
+	const char *vm = place->vm ? place->vm->name : NULL;
+	char path[600];
+	place_path(fs, place, name, path, sizeof path);
+	const char *text = why && *why->text ? why->text : why_by_error(fs, place, err);
+	if (text)
+		events_add(fs->events, vm, "%s %s: %s (%s)", verb, path, text, strerror(-err));
+	else
+		events_add(fs->events, vm, "%s %s: %s", verb, path, strerror(-err));
 	fuse_reply_err(req, -err);
 }
 

@@ -20,9 +20,6 @@ pid_t ops_thread(fuse_req_t req);
 void ops_fail(fuse_req_t req, const struct place *place, const char *verb, const char *name, int err,
 	      const struct reason *why);
 
-/* The line alone; TEXT NULL: the error says it all. */
-void ops_report(struct fs *fs, const struct place *place, const char *verb, const char *name, int err, const char *text);
-
 /* The place of INO; false: it has gone, and that has been replied. */
 bool ops_place(fuse_req_t req, fuse_ino_t ino, struct place *ret);
 

@@ -76,32 +76,11 @@ static int write_handle(struct fs *fs, struct handle *handle, const void *buf, s
 	return -EBADF;
 }
 
-static void reply_disk(fuse_req_t req, struct handle *handle, char *buf, size_t len, uint64_t off)
-{
-	struct view_parts parts;
-	size_t n = clamp(off, len, disk_virtual_size(handle->disk));
-	count_read(handle, n);
-	if (!n) {
-		fuse_reply_buf(req, NULL, 0);
-		return;
-	}
-	int err = disk_read_parts(handle->disk, buf, n, off, &parts);
-	if (err)
-		ops_fail(req, handle->place, "read", NULL, err, NULL);
-	else if (fuse_reply_iov(req, parts.iov, (int)parts.nr) == -EFAULT)
-		ops_report(ops_fs(req), handle->place, "read", NULL, -EIO, "an image was cut off while it was being read");
-	view_parts_done(&parts);
-}
-
 void ops_read(fuse_req_t req, fuse_ino_t ino, size_t len, off_t off, struct fuse_file_info *fi)
 {
 	(void)ino;
 	struct handle *handle = ops_handle(fi);
 	char *buf = loop_reply_buffer(len);
-	if (buf && handle->kind == HANDLE_DISK) {
-		reply_disk(req, handle, buf, len, (uint64_t)off);
-		return;
-	}
 	ssize_t n = buf ? read_handle(ops_fs(req), handle, buf, len, (uint64_t)off) : -ENOMEM;
 	if (n < 0)
 		ops_fail(req, handle->place, "read", NULL, (int)n, NULL);

@@ -16,13 +16,11 @@
 #define MAX_UNUSED	   4096u /* images that stay open without a user; and a quarter of the descriptors at most */
 #define TABLE_CACHE_BYTES   (12u << 20)
 #define CLUSTER_CACHE_BYTES (16u << 20)
-#define WINDOWS_BYTES	    (32u << 20)
 
 struct image_cache {
 	const struct trust *trust; /* borrowed */
 	struct table_cache *tables;
 	struct cluster_cache *clusters;
-	struct windows *windows;
 	struct chain_ids *chain_ids;
 	struct index *index;
 	pthread_mutex_t lock;
@@ -83,7 +81,6 @@ static void image_free(struct image *image)
 {
 	if (!image)
 		return;
-	windows_forget(image->cache->windows, image->serial);
 	qcow2_snapshots_free(image->snapshots, image->header.nr_snapshots);
 	qcow2_header_done(&image->header);
 	if (image->fd >= 0)
@@ -194,8 +191,6 @@ int image_cache_new(const struct trust *trust, size_t index_bytes, struct image_
 	if (!err)
 		err = cluster_cache_new(CLUSTER_CACHE_BYTES, &cache->clusters);
 	if (!err)
-		err = windows_new(WINDOWS_BYTES, &cache->windows);
-	if (!err)
 		err = chain_ids_new(&cache->chain_ids);
 	if (!err)
 		err = index_new(index_bytes ? index_bytes : IMAGE_INDEX_BYTES, &cache->index);
@@ -220,7 +215,6 @@ void image_cache_free(struct image_cache *cache)
 	chain_ids_free(cache->chain_ids);
 	table_cache_free(cache->tables);
 	cluster_cache_free(cache->clusters);
-	windows_free(cache->windows);
 	pthread_mutex_destroy(&cache->lock);
 	free(cache);
 }
@@ -228,11 +222,6 @@ void image_cache_free(struct image_cache *cache)
 struct table_cache *image_cache_tables(const struct image_cache *cache)
 {
 	return cache->tables;
-}
-
-struct windows *image_cache_windows(const struct image_cache *cache)
-{
-	return cache->windows;
 }
 
 struct cluster_cache *image_cache_clusters(const struct image_cache *cache)

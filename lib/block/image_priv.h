@@ -12,7 +12,6 @@
 #include "block/qcow2_header.h"
 #include "block/table_cache.h"
 #include "block/view.h"
-#include "block/windows.h"
 
 struct image {
 	struct image_cache *cache; /* borrowed */
@@ -57,7 +56,6 @@ int layer_l2_table(const struct layer *layer, uint64_t guest_off, uint64_t end, 
 
 struct table_cache *image_cache_tables(const struct image_cache *cache);
 struct cluster_cache *image_cache_clusters(const struct image_cache *cache);
-struct windows *image_cache_windows(const struct image_cache *cache);
 struct index *image_cache_index(const struct image_cache *cache);
 struct chain_ids *image_cache_chain_ids(const struct image_cache *cache);
 

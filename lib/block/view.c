@@ -21,9 +21,6 @@
 /* Bytes of a compressed cluster that is worth being made ahead. */
 #define WANTED_MIN (16u << 10)
 
-/* Bytes of an extent that is worth a window rather than a read. */
-#define MAPPED_MIN (32u << 10)
-
 struct view {
 	atomic_uint nr_users;
 	struct image_cache *cache; /* borrowed */
@@ -394,63 +391,11 @@ static bool extent_continues(const struct extent *a, const struct extent *b)
 	return a->kind == EXTENT_ZERO || (a->image == b->image && a->host_off + a->len == b->host_off);
 }
 
-/* --- parts */
-
-static void parts_add(struct view_parts *parts, const void *bytes, size_t len)
-{
-	struct iovec *last = parts->nr ? &parts->iov[parts->nr - 1] : NULL;
-	if (last && (const char *)last->iov_base + last->iov_len == bytes)
-		last->iov_len += len;
-	else
-		parts->iov[parts->nr++] = (struct iovec){(void *)(uintptr_t)bytes, len};
-}
-
-/* Adds the extent as it lies in a window; false: it must be read. One place is kept for what is read after it. */
-static bool parts_add_mapped(struct view_parts *parts, const struct extent *e)
-{
-	if (e->kind != EXTENT_DATA || e->len < MAPPED_MIN || parts->nr + 2 > VIEW_PARTS_MAX)
-		return false;
-	const struct image *image = e->image;
-	const struct stat *st = image->data_fd >= 0 ? &image->data_st : &image->st;
-	if (!S_ISREG(st->st_mode) || e->host_off + e->len > (uint64_t)st->st_size)
-		return false;
-	struct window *window = NULL;
-	const void *bytes = windows_get(parts->windows, image->serial, image_data_fd(image), e->host_off, e->len, &window);
-	if (!bytes)
-		return false;
-	parts->held[parts->nr_held++] = window;
-	parts_add(parts, bytes, e->len);
-	return true;
-}
-
-void view_parts_done(struct view_parts *parts)
-{
-	for (size_t i = 0; i < parts->nr_held; i++)
-		windows_put(parts->windows, parts->held[i]);
-	parts->nr = parts->nr_held = 0;
-}
-
 /* Collects extents that one read serves. */
 struct run {
 	struct extent e;
 	char *to;
-	struct view_parts *parts; /* NULL: all is read to TO */
 };
-
-static int run_flush(struct run *run)
-{
-	int err = 0;
-	if (!run->e.len)
-		return 0;
-	if (!run->parts || !parts_add_mapped(run->parts, &run->e)) {
-		err = read_extent(&run->e, run->to);
-		if (run->parts && !err)
-			parts_add(run->parts, run->to, run->e.len);
-	}
-	run->to += run->e.len;
-	run->e.len = 0;
-	return err;
-}
 
 static int run_add(struct run *run, const struct extent *e)
 {
@@ -458,7 +403,8 @@ static int run_add(struct run *run, const struct extent *e)
 		run->e.len += e->len;
 		return 0;
 	}
-	int err = run_flush(run);
+	int err = run->e.len ? read_extent(&run->e, run->to) : 0;
+	run->to += run->e.len;
 	run->e = *e;
 	return err;
 }
@@ -498,8 +444,9 @@ static size_t find_compressed(const struct extent *extents, size_t nr)
 	return i;
 }
 
-static int read_run(struct view *view, struct run *run, size_t len, uint64_t guest_off)
+int view_read(struct view *view, void *buf, size_t len, uint64_t guest_off)
 {
+	struct run run = {.to = buf};
 	uint64_t start = guest_off, end = guest_off + len;
 	bool any_compressed = false;
 	while (guest_off < end) {
@@ -515,27 +462,13 @@ static int read_run(struct view *view, struct run *run, size_t len, uint64_t gue
 			any_compressed = true;
 		}
 		for (size_t i = 0; i < nr && !err; i++) {
-			err = run_add(run, &extents[i]);
+			err = run_add(&run, &extents[i]);
 			guest_off += extents[i].len;
 		}
 		if (err)
 			return err;
 	}
-	return run_flush(run);
-}
-
-int view_read(struct view *view, void *buf, size_t len, uint64_t guest_off)
-{
-	struct run run = {.to = buf};
-	return read_run(view, &run, len, guest_off);
-}
-
-int view_read_parts(struct view *view, void *buf, size_t len, uint64_t guest_off, struct view_parts *ret)
-{
-	struct run run = {.to = buf, .parts = ret};
-	ret->nr = ret->nr_held = 0;
-	ret->windows = image_cache_windows(view->cache);
-	return read_run(view, &run, len, guest_off);
+	return run.e.len ? read_extent(&run.e, run.to) : 0;
 }
 
 int view_read_vmstate(struct view *view, void *buf, size_t len, uint64_t off)

@@ -7,7 +7,6 @@
 
 #include <stddef.h>
 #include <stdint.h>
-#include <sys/uio.h>
 
 #include "base/reason.h"
 #include "block/access.h"
@@ -40,8 +39,6 @@ struct extent {
 };
 
 struct view; /* counted references */
-struct window;
-struct windows;
 
 /* Opens the whole chain under SOURCE. Errors as image_open's; -EUCLEAN also for a chain that comes back to itself. */
 int view_open(struct image_cache *cache, const struct disk_source *source, struct view **ret, struct reason *why);
@@ -67,22 +64,6 @@ int extent_fd(const struct extent *extent);
 
 /* Fills BUF; what lies beyond the virtual size reads as zeros. -EUCLEAN: a table or a cluster is damaged. -EIO. */
 int view_read(struct view *view, void *buf, size_t len, uint64_t guest_off);
-
-/* What a read found, piece by piece, for a system call to copy: in the caller's buffer, or where it lies already. */
-#define VIEW_PARTS_MAX 64u
-struct view_parts {
-	struct iovec iov[VIEW_PARTS_MAX];
-	size_t nr;
-	/* private */
-	struct windows *windows;
-	struct window *held[VIEW_PARTS_MAX];
-	size_t nr_held;
-};
-
-/* As view_read, but that pieces of BUF stay unused whose bytes needn't be copied into it. The parts are in order and LEN bytes together. Their memory
- * is only for system calls to read (EFAULT: a file was cut off; SIGBUS, otherwise), until view_parts_done(), also after an error. */
-int view_read_parts(struct view *view, void *buf, size_t len, uint64_t guest_off, struct view_parts *ret);
-void view_parts_done(struct view_parts *parts);
 
 /* Bytes that aren't holes. Exact where the tables are small enough to walk at once, else what the files take,
  * never more than the virtual size. */

@@ -337,16 +337,6 @@ int disk_read(struct disk_file *file, void *buf, size_t len, uint64_t off)
 	return -EINVAL;
 }
 
-int disk_read_parts(struct disk_file *file, void *buf, size_t len, uint64_t off, struct view_parts *ret)
-{
-	if (file->kind == DISK_FILE_VIEW)
-		return view_read_parts(file->view, buf, len, off, ret);
-	ret->iov[0] = (struct iovec){buf, len};
-	ret->nr = 1;
-	ret->nr_held = 0;
-	return disk_read(file, buf, len, off);
-}
-
 int disk_write(struct disk_file *file, const void *buf, size_t len, uint64_t off)
 {
 	if (!file->writable)

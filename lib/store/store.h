@@ -20,7 +20,6 @@
 #include <sys/types.h>
 
 #include "base/reason.h"
-#include "block/view.h"
 #include "store/vm.h"
 
 /* Where events go. Called from any thread; VM may be NULL. */
@@ -122,8 +121,6 @@ bool disk_is_head(const struct disk_file *file);
 uint64_t disk_virtual_size(struct disk_file *file);
 int disk_fstat(struct disk_file *file, struct disk_stat *ret);
 int disk_read(struct disk_file *file, void *buf, size_t len, uint64_t off);
-/* The same, without copying all of it into BUF: see view_read_parts() in block/view.h. */
-int disk_read_parts(struct disk_file *file, void *buf, size_t len, uint64_t off, struct view_parts *ret);
 int disk_write(struct disk_file *file, const void *buf, size_t len, uint64_t off);
 int disk_resize(struct disk_file *file, uint64_t virtual_size);
 int disk_discard(struct disk_file *file, uint64_t off, uint64_t len); /* zeros, space given back; within the size */
