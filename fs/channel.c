@@ -45,7 +45,9 @@ static void complete_init(struct kernel_init_out *out)
 	out->flags |= offered & (FUSE_HANDLE_KILLPRIV_V2 | FUSE_INIT_EXT);
 	if (!(out->flags & FUSE_INIT_EXT))
 		return;
-	out->flags2 |= offered2 & (KERNEL_INIT2_DIRECT_IO_ALLOW_MMAP | KERNEL_INIT2_PASSTHROUGH);
+	out->flags2 |= offered2 & KERNEL_INIT2_DIRECT_IO_ALLOW_MMAP;
+	if (geteuid() == 0)
+		out->flags2 |= offered2 & KERNEL_INIT2_PASSTHROUGH;
 	if (out->flags2 & KERNEL_INIT2_PASSTHROUGH) {
 		out->max_stack_depth = 1; /* the files behind lie on a filesystem that isn't stacked itself */
 		features.passthrough = true;

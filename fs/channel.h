@@ -12,7 +12,7 @@
 
 /* What the kernel has agreed to. Written once, when it says INIT. */
 struct channel_features {
-	bool passthrough; /* it can; whether we may (CAP_SYS_ADMIN), the first try shows */
+	bool passthrough; /* it can, and we are root; whether that is enough (CAP_SYS_ADMIN), the first try shows */
 };
 
 /* Puts itself between SESSION, which is mounted on MOUNT_DIR (borrowed), and its descriptor. */

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "fs/channel.h"
 #include "fs/kernel.h"
 #include "fs/ops.h"
 #include "fs/text.h"
@@ -46,7 +47,8 @@ static int open_disk_file(struct fs *fs, const struct place *place, bool writabl
 /* Whether the kernel reads it by itself. */
 static int choose_way(struct fs *fs, const struct place *place, struct handle *handle)
 {
-	if (!passthrough_is_usable(fs->passthrough))
+	/* Whether it is allowed or not: a node that is passed through stays so until all have closed it. */
+	if (!channel_features()->passthrough)
 		return 0;
 	int id = passthrough_open(fs->passthrough, place, content_hash(place, handle->disk), handle->disk);
 	handle->is_counted = id >= 0;

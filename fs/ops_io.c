@@ -21,16 +21,16 @@ static size_t clamp(uint64_t off, size_t len, uint64_t file_size)
 }
 
 /* What is read much is worth a flat file: the next one who opens it gets that, if the kernel can. */
-static void count_read(struct handle *handle, size_t len)
+static void count_read(struct fs *fs, struct handle *handle, size_t len)
 {
-	if (handle->is_counted && atomic_load(&handle->nr_read) < MUCH_READ && atomic_fetch_add(&handle->nr_read, len) + len >= MUCH_READ)
+	if (handle->is_counted && passthrough_is_usable(fs->passthrough) && atomic_load(&handle->nr_read) < MUCH_READ && atomic_fetch_add(&handle->nr_read, len) + len >= MUCH_READ)
 		disk_flat_want(handle->disk);
 }
 
-static ssize_t read_disk(struct handle *handle, void *buf, size_t len, uint64_t off)
+static ssize_t read_disk(struct fs *fs, struct handle *handle, void *buf, size_t len, uint64_t off)
 {
 	size_t n = clamp(off, len, disk_virtual_size(handle->disk));
-	count_read(handle, n);
+	count_read(fs, handle, n);
 	int err = n ? disk_read(handle->disk, buf, n, off) : 0;
 	return err ? err : (ssize_t)n;
 }
@@ -41,7 +41,7 @@ static ssize_t read_handle(struct fs *fs, struct handle *handle, void *buf, size
 	size_t n;
 	switch (handle->kind) {
 	case HANDLE_DISK:
-		return read_disk(handle, buf, len, off);
+		return read_disk(fs, handle, buf, len, off);
 	case HANDLE_TEXT:
 		n = clamp(off, len, handle->text_len);
 		if (n)

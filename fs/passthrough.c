@@ -73,9 +73,9 @@ static struct open_node *find_locked(struct passthrough *passthrough, uint64_t i
 
 static int backing_of(struct passthrough *passthrough, struct disk_file *file)
 {
-	auto_close int fd = disk_flat_open(file);
+	auto_close int fd = atomic_load(&passthrough->refused) ? -EPERM : disk_flat_open(file);
 	int id = fd < 0 ? 0 : channel_backing_open(fd);
-	if (id == -EPERM || id == -EOPNOTSUPP)
+	if (id == -EPERM)
 		atomic_store(&passthrough->refused, true);
 	return id > 0 ? id : 0;
 }

@@ -78,8 +78,12 @@ static int write_features(struct head *head, uint64_t incompatible, uint64_t aut
 		be64 incompatible, compatible, autoclear;
 	} features = {be64_make(incompatible), be64_make(head->header.compatible), be64_make(autoclear)};
 	int err = file_write(head->fd, &features, sizeof features, offsetof(struct qcow2_header_disk, incompatible_features));
-	if (!err)
-		err = file_sync(head->fd);
+	/* I7: the error may be that of guest data that was never flushed, and is told once. */
+	if (!err && (err = file_sync(head->fd))) {
+		pthread_mutex_lock(&head->lock);
+		head->failed = err;
+		pthread_mutex_unlock(&head->lock);
+	}
 	if (!err) {
 		head->header.incompatible = incompatible;
 		head->header.autoclear = autoclear;
@@ -261,6 +265,7 @@ static void take_state(struct head *head, struct head *fresh)
 	atomic_store(&head->virtual_size, atomic_load(&fresh->virtual_size));
 	head->size_dirty = false;
 	head->comparing = false;
+	head->failed = 0; /* another file */
 	atomic_store(&head->is_dirty, atomic_load(&fresh->is_dirty));
 }
 

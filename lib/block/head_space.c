@@ -66,7 +66,12 @@ static int scan_l2(struct space *space, int fd, const struct qcow2_geometry *geo
 	unsigned words = qcow2_l2_words(geo);
 	for (size_t i = 0; i < words << geo->l2_bits && !err; i += words) {
 		uint64_t entry = be64_get(table[i]), host_off = entry & QCOW2_OFFSET_MASK;
-		if (entry & QCOW2_COMPRESSED)
+		uint64_t bitmap = words > 1 ? be64_get(table[i + 1]) : 0;
+		uint32_t allocated = (uint32_t)bitmap, zero = (uint32_t)(bitmap >> 32);
+		/* I6: what is allocated without a place would be written to at offset 0. */
+		if (!(entry & QCOW2_COMPRESSED) && ((allocated && !host_off) || (allocated & zero)))
+			err = reason_set(why, -EUCLEAN, "an L2 entry says that a cluster is allocated, and not where");
+		else if (entry & QCOW2_COMPRESSED)
 			err = reason_set(why, -EOPNOTSUPP, "it holds compressed clusters, which aren't written to");
 		else if (host_off && !claim_free(space, host_off))
 			err = claim(space, host_off, cluster_size, "a data cluster", why);

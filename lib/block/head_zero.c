@@ -34,7 +34,9 @@ static int drop_subclusters(struct head *head, uint64_t guest_off, uint64_t len,
 	if (err)
 		return err;
 	struct cluster_state *state = &span.states[0];
-	punch(head, state->host_off, all & state->allocated);
+	/* What is shared isn't zeros: a hole would be seen after a crash, as long as the table on disk doesn't know. */
+	if (mode != ZERO_SHARE)
+		punch(head, state->host_off, all & state->allocated);
 	uint32_t hide = mode == ZERO_VISIBLY ? all : mode == ZERO_CUT ? all & state->allocated : 0;
 	state->allocated &= ~all;
 	state->zero = mode == ZERO_SHARE ? state->zero & ~all : state->zero | (head->below ? hide : 0);
@@ -122,6 +124,9 @@ int head_zero_range(struct head *head, uint64_t guest_off, uint64_t len, enum ze
 		if (!err && !n) {
 			n = min_u64(len, to_cluster_end(head, guest_off));
 			err = zero_in_cluster(head, guest_off, n, mode);
+			/* Dirty pages stay in memory: terabytes would fill it. */
+			if (!err && atomic_load(&head->nr_dirty) > L2_DIRTY_MAX)
+				err = head_changed(head, 0);
 		}
 		if (err)
 			return err;

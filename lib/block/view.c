@@ -229,7 +229,8 @@ bool view_equal(const struct view *a, const struct view *b)
 	if (!a || !b || a->nr_layers != b->nr_layers)
 		return a == b;
 	for (size_t i = 0; i < a->nr_layers; i++)
-		if (a->layers[i].image != b->layers[i].image || a->layers[i].l1_offset != b->layers[i].l1_offset)
+		if (a->layers[i].image != b->layers[i].image || a->layers[i].l1_offset != b->layers[i].l1_offset ||
+		    a->layers[i].l1_size != b->layers[i].l1_size || a->layers[i].virtual_size != b->layers[i].virtual_size)
 			return false;
 	return true;
 }

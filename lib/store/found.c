@@ -13,6 +13,7 @@
 #include "store/image_facts.h"
 #include "store/store_internal.h"
 
+#define PAUSE_NS 20000000 /* between two looks in the background */
 #define REFRESH_MS    1000
 #define REFRESH_SHARE 10   /* a look that takes T is repeated after 10 T at the earliest */
 #define MANY_VMS      100
@@ -489,6 +490,7 @@ static void *read_all(void *arg)
 		pthread_mutex_lock(&found->refresh);
 		refresh_timed(store, true);
 		pthread_mutex_unlock(&found->refresh);
+		nanosleep(&(struct timespec){.tv_nsec = PAUSE_NS}, NULL); /* whatever it is that isn't to be read */
 	}
 	return NULL;
 }

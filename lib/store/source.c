@@ -34,7 +34,9 @@ bool stamp_is_fresh(const struct stat *st)
 {
 	struct timespec now;
 	clock_gettime(CLOCK_REALTIME, &now);
-	return st->st_mtim.tv_sec + FRESH_SECONDS >= now.tv_sec || st->st_ctim.tv_sec + FRESH_SECONDS >= now.tv_sec;
+	/* What claims to be of the future isn't: it would never cease to be fresh. */
+	return llabs((long long)st->st_mtim.tv_sec - now.tv_sec) <= FRESH_SECONDS ||
+	       llabs((long long)st->st_ctim.tv_sec - now.tv_sec) <= FRESH_SECONDS;
 }
 
 bool source_is_skipped(const struct store *store, const char *path)
