@@ -1,5 +1,6 @@
 /* A head under random operations, against a plain array; then qemu-img says what the file holds.
  * block_head [SEED [STEPS]] */
+#include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -188,6 +189,31 @@ static void test_long_file(int dirfd)
 	run("rm %s", path);
 }
 
+static uint64_t get_be64(int fd, off_t off)
+{
+	uint64_t word = 0;
+	CHECK(pread(fd, &word, sizeof word, off) != sizeof word);
+	return be64toh(word) & 0x00fffffffffffe00ull;
+}
+
+/* An L2 entry that says A and names no cluster: guest data would go to the file's beginning, the header. */
+static void test_damaged_entry(int dirfd)
+{
+	char path[300];
+	const uint64_t none = 0;
+	snprintf(path, sizeof path, "%s/damaged.qcow2", dir);
+	run("qemu-img create -q -f qcow2 -o extended_l2=on,cluster_size=128k %s 1G", path);
+	run("qemu-io -f qcow2 -c 'write -P 1 0 64k' %s >/dev/null", path);
+	int fd = open(path, O_RDWR);
+	uint64_t l1_offset = get_be64(fd, 40), l2_offset = get_be64(fd, (off_t)l1_offset);
+	CHECK(!l2_offset || pwrite(fd, &none, sizeof none, (off_t)l2_offset) != sizeof none);
+	close(fd);
+	struct reason why = {""};
+	struct head *head = NULL;
+	CHECK(head_open(dirfd, "damaged.qcow2", path, NULL, &head, &why) != -EUCLEAN);
+	run("rm %s", path);
+}
+
 int main(int argc, char **argv)
 {
 	unsigned seed = argc > 1 ? (unsigned)atoi(argv[1]) : (unsigned)time(NULL);
@@ -221,6 +247,7 @@ int main(int argc, char **argv)
 	CHECK(head_open(dirfd, "head.qcow2", head_path, NULL, &head, &why));
 	test_large_disks(dirfd);
 	test_long_file(dirfd);
+	test_damaged_entry(dirfd);
 	spec = (struct overlay_spec){base_size, "base.raw", IMAGE_RAW};
 	CHECK(head_adopt(head, view, &spec));
 	memcpy(model, base, base_size);
