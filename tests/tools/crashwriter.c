@@ -88,16 +88,16 @@ static int is_gone(int err)
 
 /* A request that a thread of the daemon was just taking when it was killed fails with EIO; one after it says what has
  * happened, unless another thread, that hasn't noticed yet, answers it. */
-static int daemon_is_dying(int fd)
+static int daemon_is_dying(int fd, int err)
 {
 	const struct timespec moment = {.tv_nsec = 1000000};
 	struct statfs fs;
 
-	for (int tries = 0; errno == EIO && tries < 50; tries++) {
+	for (int tries = 0; err == EIO && tries < 50; tries++) {
 		nanosleep(&moment, NULL);
-		errno = fstatfs(fd, &fs) == 0 ? EIO : errno;
+		err = fstatfs(fd, &fs) == 0 ? EIO : errno;
 	}
-	return is_gone(errno);
+	return is_gone(err);
 }
 
 /* Ends when the daemon does, which is success. */
@@ -106,7 +106,7 @@ static int write_until_gone(const char *path, const char *log_path, unsigned see
 	int log = open_or_die(log_path, O_WRONLY | O_CREAT | O_APPEND);
 	int fd = open(path, O_RDWR | O_CLOEXEC);
 	uint32_t nr_sectors = fd < 0 ? 0 : nr_sectors_of(fd);
-	int failed = !nr_sectors;
+	int failed = !nr_sectors, err;
 
 	srandom(seed);
 	for (uint32_t seq = 1; !failed; seq++) {
@@ -126,10 +126,11 @@ static int write_until_gone(const char *path, const char *log_path, unsigned see
 		if (!failed)
 			note(log, (struct record){.kind = SYNC, .seq = seq});
 	}
-	if (is_gone(errno))
+	err = errno;
+	if (is_gone(err) || daemon_is_dying(fd, err))
 		return 0;
-	perror(path);
-	return daemon_is_dying(fd) ? 0 : 1;
+	fprintf(stderr, "%s: %s\n", path, strerror(err));
+	return 1;
 }
 
 struct log {
