@@ -216,7 +216,7 @@ static void test_damaged_entry(int dirfd)
 
 int main(int argc, char **argv)
 {
-	unsigned seed = argc > 1 ? (unsigned)atoi(argv[1]) : (unsigned)time(NULL);
+	unsigned seed = argc > 1 ? (unsigned)atoi(argv[1]) : getenv("SEED") ? (unsigned)atoi(getenv("SEED")) : (unsigned)time(NULL);
 	int steps = argc > 2 ? atoi(argv[2]) : 1500;
 	printf("seed %u\n", seed);
 	srandom(seed);

@@ -95,7 +95,7 @@ static void *work(void *arg)
 
 int main(int argc, char **argv)
 {
-	seed = argc > 1 ? (unsigned)atoi(argv[1]) : (unsigned)time(NULL);
+	seed = argc > 1 ? (unsigned)atoi(argv[1]) : getenv("SEED") ? (unsigned)atoi(getenv("SEED")) : (unsigned)time(NULL);
 	if (argc > 2)
 		nr_steps = atoi(argv[2]);
 	printf("seed %u\n", seed);
