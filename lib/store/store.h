@@ -161,6 +161,52 @@ int disk_remove(struct store *store, struct vm *vm, const char *file_name, struc
 int disk_rename(struct store *store, struct vm *vm, const char *old_name, const char *new_name, struct reason *why);
 int disk_chmod(struct store *store, struct vm *vm, const char *file_name, mode_t mode); /* the owner can always read and write */
 
+/* --- snapshots of managed VMs (-EROFS on found ones) ----------------------------------------------------------------- */
+
+/* Snapshots are named by name or UUID; disks by target ("vda"), file name ("vda.img") or the UUID of their layer. */
+struct snapshot_spec {
+	const char *name; /* NULL: made from the time */
+	const char *description; /* NULL: none */
+	bool subset; /* only the disks listed; the others go on, and are in no directory of the snapshot */
+	const char *const *disks;
+	size_t nr_disks;
+	const char *memory_path; /* external file with the RAM, of which a copy is kept; NULL: none */
+};
+/* All chosen disks at one moment, in constant time; it becomes the current one. -EEXIST, -EINVAL, -ENOENT (a disk), -EBUSY (a preview
+ * is open, or another program has a disk open). */
+int store_snapshot_create(struct store *store, struct vm *vm, const struct snapshot_spec *spec, struct reason *why);
+int store_snapshot_rename(struct store *store, struct vm *vm, const char *name, const char *new_name, struct reason *why);
+
+enum snapshot_delete {
+	SNAPSHOT_DROP,	/* rmdir: its name goes; no other snapshot, clone or the active state changes; always possible */
+	SNAPSHOT_MERGE, /* the same, but -EPERM where no snapshot and no active state goes on from it: its state would be lost */
+	SNAPSHOT_MERGE_FORCE, /* as merge; where nothing goes on from it, its parent's state becomes its own. -EPERM: no parent either */
+	SNAPSHOT_DISCARD, /* its state is dropped; -ENOTEMPTY where it has children */
+	SNAPSHOT_DISCARD_FORCE, /* and all its descendants with it */
+};
+/* Instant; the space comes back through a job. -EBUSY: a preview is open. */
+int store_snapshot_delete(struct store *store, struct vm *vm, const char *name, enum snapshot_delete how, struct reason *why);
+
+/* What the VM is to become. */
+struct preview_disk {
+	const char *disk;
+	const char *snapshot; /* NULL: left out */
+};
+struct preview_spec {
+	const char *snapshot; /* configuration and all disks of it, but for what follows; NULL: everything stays as it is, but for it */
+	const char *config;   /* snapshot whose configuration; NULL: see above */
+	const char *memory;   /* snapshot whose RAM: -EINVAL unless its configuration is taken too */
+	const struct preview_disk *disks;
+	size_t nr_disks;
+};
+/* -EBUSY: a disk is open, or a preview is. The state before is kept until the end of the preview. */
+int store_preview(struct store *store, struct vm *vm, const struct preview_spec *spec, struct reason *why);
+/* Keeps what is previewed; the state before is kept as a snapshot before-restore-TIME unless it equals its own or DISCARD. -EINVAL: none is open. */
+int store_preview_commit(struct store *store, struct vm *vm, bool discard, struct reason *why);
+int store_preview_undo(struct store *store, struct vm *vm, struct reason *why);
+/* Preview of a snapshot and commit in one. */
+int store_restore(struct store *store, struct vm *vm, const char *snapshot, bool discard, struct reason *why);
+
 /* --- jobs -------------------------------------------------------------------------------------------------------------- */
 
 /* Names of the jobs, newline-separated; the text of one; asking one to end (-EPERM where that would lose a VM's data). */
