@@ -152,7 +152,7 @@ int tree_link_target(const struct place *place, char **ret_target)
 	if (place->node.kind == NODE_CLONE_LINK)
 		len = asprintf(&target, place->vm->place == PLACE_CLONES ? "../%s" : "../../vms/%s", place->vm->name);
 	else if (place->node.kind == NODE_CURRENT && place->vm->current >= 0)
-		len = asprintf(&target, "snapshots/%s", place->vm->snapshots[place->vm->current].name);
+		len = asprintf(&target, "snapshots/%s", place->vm->snapshots[place->vm->current]->name);
 	else
 		return -EINVAL;
 	if (len < 0)
@@ -331,7 +331,7 @@ static int list_snapshots(struct fs *fs, const struct place *dir, struct dir_lis
 	auto_place struct place whole = {0};
 	int err = place_whole(fs, dir, &whole);
 	for (size_t i = 0; !err && i < whole.vm->nr_snapshots; i++) {
-		const struct vm_snapshot *snapshot = &whole.vm->snapshots[i];
+		const struct vm_snapshot *snapshot = whole.vm->snapshots[i];
 		err = list_add(list, snapshot->name,
 			       (struct node){.kind = NODE_SNAPSHOT, .vm = whole.vm->id, .snapshot = snapshot->id});
 	}

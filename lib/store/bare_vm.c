@@ -55,7 +55,7 @@ static struct vm_snapshot *add_snapshot(struct vm *vm, struct intern *taken, con
 		return NULL;
 	snapshot->name = unique_name(taken, name);
 	struct vm_disk *disk = vm_disk_add(&snapshot->disks, &snapshot->nr_disks);
-	const char *parent = vm->nr_snapshots > 1 ? vm->snapshots[vm->nr_snapshots - 2].name : NULL;
+	const char *parent = vm->nr_snapshots > 1 ? vm->snapshots[vm->nr_snapshots - 2]->name : NULL;
 	if (!snapshot->name || !disk || set_disk(disk, fact, internal) || text_set(&snapshot->parent, parent))
 		return NULL;
 	return snapshot;

@@ -15,6 +15,7 @@
 #include "store/flats.h"
 #include "store/heads.h"
 #include "store/store_internal.h"
+#include "store/vm_make.h"
 
 #define BACKING_NAME_MAX 1023 /* qcow2 specification, "backing_file_size" */
 #define UUID_TEXT_LEN	 36
@@ -248,6 +249,11 @@ static void mark_chain(struct layers *layers, const char *name)
 	}
 }
 
+static void mark_disk(void *ctx, const struct vm_disk *disk)
+{
+	mark_chain(ctx, disk->layer);
+}
+
 static void mark_all_locked(struct store *store)
 {
 	struct layers *layers = &store->layers;
@@ -258,12 +264,9 @@ static void mark_all_locked(struct store *store)
 	for (size_t i = 0; i < layers->nr_rows; i++)
 		if (layers->rows[i].nr_pins)
 			mark_chain(layers, layers->rows[i].name);
-	for (size_t e = 0; e < store->nr_entries; e++) {
-		const struct vm *vm = store->entries[e]->vm;
-		for (size_t i = 0; vm && vm->kind == VM_MANAGED && i < vm->nr_disks; i++)
-			if (vm->disks[i].layer)
-				mark_chain(layers, vm->disks[i].layer);
-	}
+	for (size_t e = 0; e < store->nr_entries; e++)
+		if (store->entries[e]->vm)
+			vm_each_layer(store->entries[e]->vm, mark_disk, layers);
 	for (const struct open_head *oh = store->heads; oh; oh = oh->next)
 		mark_chain(layers, oh->layer);
 }
@@ -356,22 +359,28 @@ static int load_pending(struct store *store, const struct vm_disk *disk, struct 
 	return err;
 }
 
+struct loading {
+	struct store *store;
+	bool pending; /* these alone, or the others alone */
+	struct reason *why;
+	int err;
+};
+
+static void load_disk(void *ctx, const struct vm_disk *disk)
+{
+	struct loading *l = ctx;
+	if (!l->err && !disk->pending_path == !l->pending)
+		l->err = l->pending ? load_pending(l->store, disk, l->why) : load_chain(l->store, disk->layer, l->why);
+}
+
 /* Before any other thread: without the lock. */
 static int load_disks(struct store *store, bool pending, struct reason *why)
 {
-	for (size_t e = 0; e < store->nr_entries; e++) {
-		const struct vm *vm = store->entries[e]->vm;
-		for (size_t i = 0; vm && vm->kind == VM_MANAGED && i < vm->nr_disks; i++) {
-			const struct vm_disk *disk = &vm->disks[i];
-			int err = 0;
-			if (!disk->pending_path == pending)
-				continue;
-			err = pending ? load_pending(store, disk, why) : load_chain(store, disk->layer, why);
-			if (err)
-				return err;
-		}
-	}
-	return 0;
+	struct loading loading = {store, pending, why, 0};
+	for (size_t e = 0; e < store->nr_entries; e++)
+		if (store->entries[e]->vm)
+			vm_each_layer(store->entries[e]->vm, load_disk, &loading);
+	return loading.err;
 }
 
 /* The pending ones first: their bases may not be there yet, and a chain that leads to one is known from there on. */

@@ -21,7 +21,7 @@ static int note_names(struct lineage *l)
 {
 	for (size_t i = 0; i < l->vm->nr_snapshots; i++) {
 		size_t known = l->written.nr_names;
-		uint32_t number = intern_add(&l->written, l->vm->snapshots[i].name);
+		uint32_t number = intern_add(&l->written, l->vm->snapshots[i]->name);
 		if (!number)
 			return -ENOMEM;
 		if (l->written.nr_names > known)
@@ -33,10 +33,10 @@ static int note_names(struct lineage *l)
 static void find_parents(struct lineage *l)
 {
 	for (size_t i = 0; i < l->vm->nr_snapshots; i++) {
-		const struct vm_snapshot *snapshot = &l->vm->snapshots[i];
+		const struct vm_snapshot *snapshot = l->vm->snapshots[i];
 		uint32_t number = snapshot->parent ? intern_lookup(&l->written, snapshot->parent) : 0;
 		size_t parent = number ? l->firsts[number - 1] : NO_PARENT;
-		bool fits = number && l->vm->snapshots[parent].created <= snapshot->created;
+		bool fits = number && l->vm->snapshots[parent]->created <= snapshot->created;
 		l->parents[i] = fits ? parent : NO_PARENT;
 	}
 }
@@ -66,15 +66,15 @@ static int cut_circles(struct lineage *l)
 static int set_names(struct lineage *l)
 {
 	for (size_t i = 0; i < l->vm->nr_snapshots; i++) {
-		char *name = unique_name(&l->taken, l->vm->snapshots[i].name);
+		char *name = unique_name(&l->taken, l->vm->snapshots[i]->name);
 		if (!name)
 			return -ENOMEM;
-		free(l->vm->snapshots[i].name);
-		l->vm->snapshots[i].name = name;
+		free(l->vm->snapshots[i]->name);
+		l->vm->snapshots[i]->name = name;
 	}
 	for (size_t i = 0; i < l->vm->nr_snapshots; i++) {
-		const char *parent = l->parents[i] == NO_PARENT ? NULL : l->vm->snapshots[l->parents[i]].name;
-		if (text_set(&l->vm->snapshots[i].parent, parent))
+		const char *parent = l->parents[i] == NO_PARENT ? NULL : l->vm->snapshots[l->parents[i]]->name;
+		if (text_set(&l->vm->snapshots[i]->parent, parent))
 			return -ENOMEM;
 	}
 	return 0;

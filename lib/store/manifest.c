@@ -71,9 +71,9 @@ static void add_element(struct strbuf *b, const char *name, const char *text)
 	strbuf_addf(b, "</%s>\n", name);
 }
 
-static void add_disk(struct strbuf *b, const struct vm_disk *disk)
+static void add_disk(struct strbuf *b, const struct vm_disk *disk, const char *indent)
 {
-	strbuf_addf(b, "  <disk");
+	strbuf_addf(b, "%s<disk", indent);
 	add_attr(b, "target", disk->target);
 	add_attr(b, "file", disk->file_name);
 	add_attr(b, "layer", disk->layer);
@@ -82,13 +82,46 @@ static void add_disk(struct strbuf *b, const struct vm_disk *disk)
 		strbuf_addf(b, "/>\n");
 		return;
 	}
-	strbuf_addf(b, ">\n    <pending");
+	strbuf_addf(b, ">\n%s  <pending", indent);
 	add_attr(b, "path", disk->pending_path);
 	add_attr(b, "format", image_format_name(disk->pending_format));
 	add_attr(b, "snapshot", disk->pending_snapshot);
 	add_attr(b, "base", disk->pending_base);
 	add_attr(b, "row", disk->pending_row);
-	strbuf_addf(b, "/>\n  </disk>\n");
+	strbuf_addf(b, "/>\n%s</disk>\n", indent);
+}
+
+static const char *uuid_of_snapshot(const struct vm *vm, const char *name)
+{
+	const struct vm_snapshot *snapshot = name ? vm_find_snapshot(vm, name) : NULL;
+	return snapshot ? snapshot->uuid : NULL;
+}
+
+/* The UUID of the snapshot whose RAM that is: its file is named by it. */
+static void add_memory_attr(struct strbuf *b, const char *name, const char *path)
+{
+	const char *slash = path ? strrchr(path, '/') : NULL;
+	if (slash)
+		strbuf_addf(b, " %s='%.36s'", name, slash + 1);
+}
+
+static void add_snapshot(struct strbuf *b, const struct vm *vm, const struct vm_snapshot *snapshot, const char *element)
+{
+	strbuf_addf(b, "  <%s", element);
+	add_attr(b, "uuid", snapshot->uuid);
+	add_attr(b, "name", snapshot->name);
+	add_attr(b, "parent", uuid_of_snapshot(vm, snapshot->parent));
+	strbuf_addf(b, " created='%" PRId64 "'", snapshot->created);
+	add_attr(b, "state", snapshot->state);
+	add_attr(b, "left-out", snapshot->left_out);
+	add_memory_attr(b, "memory", snapshot->memory_path);
+	if (vm->current >= 0 && vm->snapshots[vm->current] == snapshot)
+		strbuf_addf(b, " current='1'");
+	strbuf_addf(b, ">\n");
+	add_element(b, "description", snapshot->description);
+	for (size_t i = 0; i < snapshot->nr_disks; i++)
+		add_disk(b, &snapshot->disks[i], "    ");
+	strbuf_addf(b, "  </%s>\n", element);
 }
 
 static int render(const struct vm *vm, char **ret_text, size_t *ret_len)
@@ -101,7 +134,17 @@ static int render(const struct vm *vm, char **ret_text, size_t *ret_len)
 	add_element(&b, "name", vm->name);
 	add_element(&b, "origin", vm->origin);
 	for (size_t i = 0; i < vm->nr_disks; i++)
-		add_disk(&b, &vm->disks[i]);
+		add_disk(&b, &vm->disks[i], "  ");
+	for (size_t i = 0; i < vm->nr_snapshots; i++)
+		add_snapshot(&b, vm, vm->snapshots[i], "snapshot");
+	if (vm->saved)
+		add_snapshot(&b, vm, vm->saved, "saved");
+	add_element(&b, "preview", vm->preview);
+	if (vm->memory_path) {
+		strbuf_addf(&b, "  <memory");
+		add_memory_attr(&b, "snapshot", vm->memory_path);
+		strbuf_addf(&b, "/>\n");
+	}
 	add_element(&b, "config", vm->config);
 	strbuf_addf(&b, "</vm>\n");
 	return strbuf_take(&b, ret_text, ret_len);
@@ -116,7 +159,8 @@ static int check_readable(const struct vm *vm, const char *text, size_t len, str
 	int err = parse(vm->uuid, text, len, &again, why);
 	if (err)
 		return reason_prefix(why, err == -EUCLEAN ? -EINVAL : err, "the VM's description can't be written as XML: ");
-	bool same = strcmp(again->name, vm->name) == 0 && strcmp(again->config, vm->config) == 0;
+	bool same = strcmp(again->name, vm->name) == 0 && strcmp(again->config, vm->config) == 0 &&
+		    again->nr_snapshots == vm->nr_snapshots && again->current == vm->current;
 	vm_put(again);
 	return same ? 0 : reason_set(why, -EINVAL, "the VM's name or configuration can't be written as XML");
 }
@@ -175,14 +219,14 @@ static int parse_pending(xmlNodePtr node, struct vm_disk *disk, struct reason *w
 	return 0;
 }
 
-static int parse_disk(xmlNodePtr node, struct vm *vm, struct reason *why)
+static int parse_disk(xmlNodePtr node, struct vm_disk **disks, size_t *nr_disks, struct reason *why)
 {
 	auto_free char *file = xml_attr(node, "file");
-	if (!file || manifest_check_file_name(file) < 0 || vm_find_disk(vm->disks, vm->nr_disks, file))
+	if (!file || manifest_check_file_name(file) < 0 || vm_find_disk(*disks, *nr_disks, file))
 		return bad(why, "file of <disk>");
-	if (vm->nr_disks >= (1u << DISK_ID_BITS) - 1)
+	if (*nr_disks >= (1u << DISK_ID_BITS) - 1)
 		return bad(why, "number of disks");
-	struct vm_disk *disk = vm_disk_add(&vm->disks, &vm->nr_disks);
+	struct vm_disk *disk = vm_disk_add(disks, nr_disks);
 	if (!disk)
 		return -ENOMEM;
 	disk->file_name = take_ptr(file);
@@ -199,6 +243,107 @@ static int parse_disk(xmlNodePtr node, struct vm *vm, struct reason *why)
 	xmlNodePtr pending = xml_child(node, "pending");
 	return pending ? parse_pending(pending, disk, why) : 0;
 }
+
+/* --- loading: snapshots ----------------------------------------------------------------------------------------------- */
+
+static bool is_uuid(const char *text)
+{
+	uuid_t uuid;
+	return text && strlen(text) == 36 && uuid_parse(text, uuid) == 0;
+}
+
+/* PARENT is a UUID until all are read. The files' paths are put in by add_facts(). */
+static int parse_snapshot_facts(xmlNodePtr node, struct vm_snapshot *snapshot, bool is_named, struct reason *why)
+{
+	auto_free char *created = xml_attr(node, "created");
+	snapshot->uuid = xml_attr(node, "uuid");
+	snapshot->name = xml_attr(node, "name");
+	snapshot->parent = xml_attr(node, "parent");
+	snapshot->state = xml_attr(node, "state");
+	snapshot->left_out = xml_attr(node, "left-out");
+	snapshot->memory_path = xml_attr(node, "memory"); /* the UUID in its name, until all is read */
+	snapshot->description = exact_text(node, "description");
+	snapshot->created = created ? strtoll(created, NULL, 10) : 0;
+	if (!is_uuid(snapshot->uuid))
+		return bad(why, "uuid of a snapshot");
+	if (is_named && (!snapshot->name || name_check(snapshot->name) < 0))
+		return bad(why, "name of a snapshot");
+	if (snapshot->memory_path && !is_uuid(snapshot->memory_path))
+		return bad(why, "memory of a snapshot");
+	for (xmlNodePtr disk = xml_child(node, "disk"); disk; disk = xml_next(disk, "disk")) {
+		int err = parse_disk(disk, &snapshot->disks, &snapshot->nr_disks, why);
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+static int parse_snapshot(xmlNodePtr node, struct vm *vm, struct reason *why)
+{
+	struct vm_snapshot *snapshot = vm_snapshot_add(vm);
+	auto_free char *current = xml_attr(node, "current");
+	int err = snapshot ? parse_snapshot_facts(node, snapshot, true, why) : -ENOMEM;
+	if (!err && current)
+		vm->current = (int)vm->nr_snapshots - 1;
+	return err;
+}
+
+struct uuid_row {
+	const char *uuid;
+	const char *name;
+};
+
+static int by_uuid(const void *a, const void *b)
+{
+	return strcmp(((const struct uuid_row *)a)->uuid, ((const struct uuid_row *)b)->uuid);
+}
+
+/* UUIDs of parents become names; one that isn't there any more is none. */
+static int name_parent(const struct uuid_row *rows, size_t nr, struct vm_snapshot *snapshot)
+{
+	const struct uuid_row key = {.uuid = snapshot->parent};
+	const struct uuid_row *row = snapshot->parent && nr ? bsearch(&key, rows, nr, sizeof *rows, by_uuid) : NULL;
+	return text_set(&snapshot->parent, row ? row->name : NULL);
+}
+
+static int name_parents(struct vm *vm, struct reason *why)
+{
+	auto_free struct uuid_row *rows = mem_new_array(vm->nr_snapshots, sizeof *rows);
+	if (!rows)
+		return -ENOMEM;
+	for (size_t i = 0; i < vm->nr_snapshots; i++)
+		rows[i] = (struct uuid_row){vm->snapshots[i]->uuid, vm->snapshots[i]->name};
+	qsort(rows, vm->nr_snapshots, sizeof *rows, by_uuid);
+	int err = 0;
+	for (size_t i = 0; !err && i < vm->nr_snapshots; i++)
+		err = i && strcmp(rows[i].uuid, rows[i - 1].uuid) == 0 ? bad(why, "uuid of a snapshot")
+								       : name_parent(rows, vm->nr_snapshots, vm->snapshots[i]);
+	return !err && vm->saved ? name_parent(rows, vm->nr_snapshots, vm->saved) : err;
+}
+
+static int parse_snapshots(xmlNodePtr root, struct vm *vm, struct reason *why)
+{
+	int err = 0;
+	for (xmlNodePtr node = xml_child(root, "snapshot"); !err && node; node = xml_next(node, "snapshot"))
+		err = parse_snapshot(node, vm, why);
+	xmlNodePtr saved = xml_child(root, "saved");
+	if (!err && saved) {
+		vm->saved = vm_snapshot_new();
+		err = vm->saved ? parse_snapshot_facts(saved, vm->saved, false, why) : -ENOMEM;
+		vm->preview = exact_text(root, "preview");
+		if (!err && !vm->preview)
+			err = bad(why, "<preview>");
+	}
+	xmlNodePtr memory = xml_child(root, "memory");
+	if (!err && memory) {
+		vm->memory_path = xml_attr(memory, "snapshot");
+		if (!is_uuid(vm->memory_path))
+			err = bad(why, "snapshot of <memory>");
+	}
+	return err ? err : name_parents(vm, why);
+}
+
+/* --- loading: the whole ----------------------------------------------------------------------------------------------- */
 
 static int parse_identity(xmlNodePtr root, const char *uuid, struct vm *vm, struct reason *why)
 {
@@ -226,7 +371,9 @@ static int parse_root(xmlNodePtr root, const char *uuid, struct vm *vm, struct r
 		return bad(why, "<vm>");
 	int err = parse_identity(root, uuid, vm, why);
 	for (xmlNodePtr node = xml_child(root, "disk"); !err && node; node = xml_next(node, "disk"))
-		err = parse_disk(node, vm, why);
+		err = parse_disk(node, &vm->disks, &vm->nr_disks, why);
+	if (!err)
+		err = parse_snapshots(root, vm, why);
 	if (err)
 		return err;
 	vm->config = exact_text(root, "config");
@@ -255,6 +402,42 @@ static int parse(const char *uuid, const char *text, size_t len, struct vm **ret
 	return err;
 }
 
+char *manifest_snapshot_path(struct store *store, const struct vm *vm, const char *snapshot_uuid, const char *ending)
+{
+	char *path = NULL;
+	return asprintf(&path, "%s/vms/%s/snapshots/%s%s", store->store_dir, vm->uuid, snapshot_uuid, ending) < 0 ? NULL : path;
+}
+
+static int set_path(struct store *store, const struct vm *vm, const char *snapshot_uuid, const char *ending, char **field)
+{
+	char *path = manifest_snapshot_path(store, vm, snapshot_uuid, ending);
+	if (!path)
+		return -ENOMEM;
+	free(*field);
+	*field = path;
+	return 0;
+}
+
+static int add_disk_paths(struct store *store, struct vm_disk *disks, size_t nr_disks)
+{
+	for (size_t i = 0; i < nr_disks; i++) {
+		disks[i].path = layer_path(store, disks[i].layer);
+		if (!disks[i].path)
+			return -ENOMEM;
+	}
+	return 0;
+}
+
+static int add_snapshot_paths(struct store *store, const struct vm *vm, struct vm_snapshot *snapshot)
+{
+	int err = add_disk_paths(store, snapshot->disks, snapshot->nr_disks);
+	if (!err)
+		err = set_path(store, vm, snapshot->uuid, ".xml", &snapshot->metadata_path);
+	if (!err && snapshot->memory_path)
+		err = set_path(store, vm, snapshot->memory_path, ".memory", &snapshot->memory_path);
+	return err;
+}
+
 /* What the file system says: who owns it, when it changed, where its layers are. */
 static int add_facts(struct store *store, int dirfd, int fd, struct vm *vm)
 {
@@ -266,12 +449,14 @@ static int add_facts(struct store *store, int dirfd, int fd, struct vm *vm)
 	if (fstat(fd, &st) < 0)
 		return -errno;
 	vm->changed = st.st_mtim;
-	for (size_t i = 0; i < vm->nr_disks; i++) {
-		vm->disks[i].path = layer_path(store, vm->disks[i].layer);
-		if (!vm->disks[i].path)
-			return -ENOMEM;
-	}
-	return 0;
+	int err = add_disk_paths(store, vm->disks, vm->nr_disks);
+	for (size_t i = 0; !err && i < vm->nr_snapshots; i++)
+		err = add_snapshot_paths(store, vm, vm->snapshots[i]);
+	if (!err && vm->saved)
+		err = add_snapshot_paths(store, vm, vm->saved);
+	if (!err && vm->memory_path)
+		err = set_path(store, vm, vm->memory_path, ".memory", &vm->memory_path);
+	return err;
 }
 
 int manifest_load(struct store *store, const char *uuid, struct vm **ret, struct reason *why)

@@ -6,8 +6,19 @@
  *     <disk target='vda' file='vda.img' layer='UUID.qcow2' format='qcow2'>
  *       <pending path='/…' format='qcow2' snapshot='tag' base='UUID.raw' row='…'/>      see pending.h
  *     </disk>
+ *     <snapshot uuid='…' name='before' parent='UUID' created='1700000000' state='running' left-out='vdc'
+ *               memory='UUID' current='1'>                       in order of time; memory: its RAM is snapshots/UUID.memory
+ *       <description>…</description>
+ *       <disk target='vda' file='vda.img' layer='UUID.qcow2' format='qcow2'/>
+ *     </snapshot>
+ *     <saved uuid='…' parent='UUID' …>…</saved>                  the same, unnamed: the state before the preview
+ *     <preview>upgraded</preview>                                what is previewed, in words
+ *     <memory snapshot='UUID'/>                                  whose RAM belongs to the state now
  *     <config>…</config>                                         the domain XML, byte for byte, as text
  *   </vm>
+ *
+ * Each snapshot's configuration is the <domain> in STORE/vms/UUID/snapshots/UUID.xml, which is written and stable before vm.xml names it. What
+ * vm.xml says of a snapshot is right, where the two differ.
  *
  * A disk without target is a scratch file of a copying program: kept as well, since it may be all that there is of somebody's
  * data. The layer's own header says what lies beneath it. */
@@ -27,6 +38,9 @@ int manifest_save(struct store *store, struct vm *vm, struct reason *why);
 
 /* Reads STORE/vms/UUID/vm.xml. Whatever it says is checked: -EUCLEAN, -EINVAL. -ENOENT: there is none. */
 int manifest_load(struct store *store, const char *uuid, struct vm **ret, struct reason *why);
+
+/* The paths of a snapshot's own files; the caller frees. NULL: memory is out. */
+char *manifest_snapshot_path(struct store *store, const struct vm *vm, const char *snapshot_uuid, const char *ending);
 
 /* "vda.img" gives "vda" (the caller frees); NULL: not the name of a disk. */
 char *manifest_target_of(const char *file_name);

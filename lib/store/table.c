@@ -89,8 +89,8 @@ static bool disk_id_in_use(const struct vm *vm, uint32_t id)
 		if (vm->disks[i].id == id)
 			return true;
 	for (size_t s = 0; s < vm->nr_snapshots; s++)
-		for (size_t i = 0; i < vm->snapshots[s].nr_disks; i++)
-			if (vm->snapshots[s].disks[i].id == id)
+		for (size_t i = 0; i < vm->snapshots[s]->nr_disks; i++)
+			if (vm->snapshots[s]->disks[i].id == id)
 				return true;
 	return false;
 }
@@ -134,8 +134,10 @@ int table_number_locked(struct entry *entry, struct vm *vm)
 	disks_unnumber(vm->disks, vm->nr_disks);
 	int err = disks_number(entry, vm, vm->disks, vm->nr_disks);
 	for (size_t i = 0; !err && i < vm->nr_snapshots; i++) {
-		struct vm_snapshot *snapshot = &vm->snapshots[i];
-		snapshot->id = intern_add(&entry->snapshot_names, snapshot->name);
+		struct vm_snapshot *snapshot = vm->snapshots[i];
+		if (vm->kind == VM_MANAGED && snapshot->id)
+			continue; /* shared with an earlier description, which others read */
+		snapshot->id = intern_add(&entry->snapshot_names, vm->kind == VM_MANAGED ? snapshot->uuid : snapshot->name);
 		if (!snapshot->id || snapshot->id > SNAPSHOT_ID_MAX)
 			return -ENOSPC;
 		disks_unnumber(snapshot->disks, snapshot->nr_disks);

@@ -220,7 +220,7 @@ int store_status_text(struct store *store, const struct vm *vm, char **ret, size
 	struct vm *whole = whole_get(store, vm_ref((struct vm *)(uintptr_t)vm));
 	if (whole) {
 		strbuf_addf(&b, "snapshots: %zu\n", whole->nr_snapshots);
-		strbuf_addf(&b, "current: %s\n", whole->current >= 0 ? whole->snapshots[whole->current].name : "none");
+		strbuf_addf(&b, "current: %s\n", whole->current >= 0 ? whole->snapshots[whole->current]->name : "none");
 	}
 	vm_put(whole);
 	for (size_t i = 0; i < vm->nr_disks; i++)

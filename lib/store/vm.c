@@ -14,6 +14,11 @@ struct vm_counted {
 	atomic_uint nr_refs;
 };
 
+struct snapshot_counted {
+	struct vm_snapshot snapshot;
+	atomic_uint nr_refs;
+};
+
 struct vm *vm_new(enum vm_kind kind, enum vm_place place)
 {
 	struct vm_counted *counted = calloc(1, sizeof *counted);
@@ -65,6 +70,32 @@ static void snapshot_done(struct vm_snapshot *snapshot)
 	free(snapshot->description);
 	free(snapshot->memory_path);
 	free(snapshot->metadata_path);
+	free(snapshot->left_out);
+}
+
+struct vm_snapshot *vm_snapshot_new(void)
+{
+	struct snapshot_counted *counted = calloc(1, sizeof *counted);
+	if (!counted)
+		return NULL;
+	atomic_init(&counted->nr_refs, 1);
+	counted->snapshot.memory_disk = -1;
+	return &counted->snapshot;
+}
+
+struct vm_snapshot *vm_snapshot_ref(struct vm_snapshot *snapshot)
+{
+	if (snapshot)
+		atomic_fetch_add_explicit(&((struct snapshot_counted *)snapshot)->nr_refs, 1, memory_order_relaxed);
+	return snapshot;
+}
+
+void vm_snapshot_put(struct vm_snapshot *snapshot)
+{
+	if (!snapshot || atomic_fetch_sub(&((struct snapshot_counted *)snapshot)->nr_refs, 1) != 1)
+		return;
+	snapshot_done(snapshot);
+	free(snapshot);
 }
 
 void vm_put(struct vm *vm)
@@ -74,7 +105,8 @@ void vm_put(struct vm *vm)
 	for (size_t i = 0; i < vm->nr_disks; i++)
 		vm_disk_done(&vm->disks[i]);
 	for (size_t i = 0; i < vm->nr_snapshots; i++)
-		snapshot_done(&vm->snapshots[i]);
+		vm_snapshot_put(vm->snapshots[i]);
+	vm_snapshot_put(vm->saved);
 	free(vm->disks);
 	free(vm->snapshots);
 	free(vm->name);
@@ -83,6 +115,8 @@ void vm_put(struct vm *vm)
 	free(vm->domain_name);
 	free(vm->config);
 	free(vm->origin);
+	free(vm->memory_path);
+	free(vm->preview);
 	free(vm);
 }
 
@@ -121,12 +155,41 @@ struct vm_disk *vm_disk_add(struct vm_disk **disks, size_t *nr_disks)
 	return array_add(disks, nr_disks, sizeof **disks);
 }
 
+int vm_snapshot_append(struct vm *vm, struct vm_snapshot *snapshot)
+{
+	if (mem_grow(&vm->snapshots, &vm->cap_snapshots, vm->nr_snapshots + 1, sizeof *vm->snapshots) < 0)
+		return -ENOMEM;
+	vm->snapshots[vm->nr_snapshots++] = snapshot;
+	return 0;
+}
+
 struct vm_snapshot *vm_snapshot_add(struct vm *vm)
 {
-	struct vm_snapshot *snapshot = array_add(&vm->snapshots, &vm->nr_snapshots, sizeof *vm->snapshots);
-	if (snapshot)
-		snapshot->memory_disk = -1;
+	struct vm_snapshot *snapshot = vm_snapshot_new();
+	if (snapshot && vm_snapshot_append(vm, snapshot) < 0)
+		vm_snapshot_put(take_ptr(snapshot));
 	return snapshot;
+}
+
+struct vm_snapshot *vm_snapshot_own(struct vm *vm, size_t i)
+{
+	struct vm_snapshot *own = vm_snapshot_copy(vm->snapshots[i]);
+	if (own) {
+		vm_snapshot_put(vm->snapshots[i]);
+		vm->snapshots[i] = own;
+	}
+	return own;
+}
+
+void vm_snapshot_drop(struct vm *vm, size_t i)
+{
+	vm_snapshot_put(vm->snapshots[i]);
+	vm->nr_snapshots--;
+	memmove(&vm->snapshots[i], &vm->snapshots[i + 1], (vm->nr_snapshots - i) * sizeof *vm->snapshots);
+	if (vm->current == (int)i)
+		vm->current = -1;
+	else if (vm->current > (int)i)
+		vm->current--;
 }
 
 /* The array keeps its allocation: array_add() only ever asks for more than the next power of two below it. */
@@ -179,9 +242,17 @@ static int snapshot_copy_into(struct vm_snapshot *to, const struct vm_snapshot *
 	if (text_set(&to->name, from->name) || text_set(&to->uuid, from->uuid) ||
 	    text_set(&to->parent, from->parent) || text_set(&to->state, from->state) ||
 	    text_set(&to->description, from->description) || text_set(&to->memory_path, from->memory_path) ||
-	    text_set(&to->metadata_path, from->metadata_path))
+	    text_set(&to->metadata_path, from->metadata_path) || text_set(&to->left_out, from->left_out))
 		return -ENOMEM;
 	return disks_copy(&to->disks, &to->nr_disks, from->disks, from->nr_disks);
+}
+
+struct vm_snapshot *vm_snapshot_copy(const struct vm_snapshot *snapshot)
+{
+	struct vm_snapshot *copy = vm_snapshot_new();
+	if (copy && snapshot_copy_into(copy, snapshot))
+		vm_snapshot_put(take_ptr(copy));
+	return copy;
 }
 
 static int vm_copy_into(struct vm *to, const struct vm *from)
@@ -196,13 +267,15 @@ static int vm_copy_into(struct vm *to, const struct vm *from)
 	to->is_brief = from->is_brief;
 	if (text_set(&to->name, from->name) || text_set(&to->uuid, from->uuid) ||
 	    text_set(&to->xml_path, from->xml_path) || text_set(&to->domain_name, from->domain_name) || text_set(&to->config, from->config) ||
-	    text_set(&to->origin, from->origin) || disks_copy(&to->disks, &to->nr_disks, from->disks, from->nr_disks))
+	    text_set(&to->origin, from->origin) || text_set(&to->memory_path, from->memory_path) || text_set(&to->preview, from->preview) ||
+	    disks_copy(&to->disks, &to->nr_disks, from->disks, from->nr_disks))
 		return -ENOMEM;
 	for (size_t i = 0; i < from->nr_snapshots; i++) {
-		struct vm_snapshot *snapshot = vm_snapshot_add(to);
-		if (!snapshot || snapshot_copy_into(snapshot, &from->snapshots[i]))
+		if (vm_snapshot_append(to, from->snapshots[i]) < 0)
 			return -ENOMEM;
+		vm_snapshot_ref(from->snapshots[i]);
 	}
+	to->saved = vm_snapshot_ref(from->saved);
 	return 0;
 }
 
@@ -218,17 +291,23 @@ struct vm *vm_copy(const struct vm *vm)
 
 const struct vm_snapshot *vm_find_snapshot(const struct vm *vm, const char *name)
 {
+	int i = vm_snapshot_index(vm, name);
+	return i < 0 ? NULL : vm->snapshots[i];
+}
+
+int vm_snapshot_index(const struct vm *vm, const char *name)
+{
 	for (size_t i = 0; i < vm->nr_snapshots; i++)
-		if (strcmp(vm->snapshots[i].name, name) == 0)
-			return &vm->snapshots[i];
-	return NULL;
+		if (strcmp(vm->snapshots[i]->name, name) == 0)
+			return (int)i;
+	return -1;
 }
 
 const struct vm_snapshot *vm_snapshot_by_id(const struct vm *vm, uint32_t id)
 {
 	for (size_t i = 0; i < vm->nr_snapshots; i++)
-		if (vm->snapshots[i].id == id)
-			return &vm->snapshots[i];
+		if (vm->snapshots[i]->id == id)
+			return vm->snapshots[i];
 	return NULL;
 }
 
@@ -246,4 +325,22 @@ const struct vm_disk *vm_disk_by_id(const struct vm_disk *disks, size_t nr, uint
 		if (disks[i].id == id)
 			return &disks[i];
 	return NULL;
+}
+
+static void each_layer_of(const struct vm_disk *disks, size_t nr, vm_layer_fn fn, void *ctx)
+{
+	for (size_t i = 0; i < nr; i++)
+		if (disks[i].layer)
+			fn(ctx, &disks[i]);
+}
+
+void vm_each_layer(const struct vm *vm, vm_layer_fn fn, void *ctx)
+{
+	if (vm->kind != VM_MANAGED)
+		return;
+	each_layer_of(vm->disks, vm->nr_disks, fn, ctx);
+	for (size_t i = 0; i < vm->nr_snapshots; i++)
+		each_layer_of(vm->snapshots[i]->disks, vm->snapshots[i]->nr_disks, fn, ctx);
+	if (vm->saved)
+		each_layer_of(vm->saved->disks, vm->saved->nr_disks, fn, ctx);
 }

@@ -2,7 +2,8 @@
  *
  * A struct vm is a description at one moment: made whole, then never changed, shared by counted references. When the VM changes, a
  * new description takes its place in the store. Ids are given by the store and keep their meaning while it is open, from one description
- * to the next: a VM's id is never used again; a snapshot's or disk's id stands for its name within that VM. */
+ * to the next: a VM's id is never used again; a disk's id stands for its name within that VM, so does a snapshot's, but a managed VM's stands
+ * for its UUID: what is renamed stays the same file, what gets an old name doesn't. */
 #ifndef STORE_VM_H
 #define STORE_VM_H
 
@@ -53,7 +54,8 @@ struct vm_snapshot {
 	/* RAM: an internal vmstate in disks[memory_disk], or an external file. */
 	int memory_disk; /* -1: none */
 	char *memory_path;
-	char *metadata_path; /* libvirt's snapshot XML; NULL: none */
+	char *metadata_path; /* libvirt's snapshot XML; managed: the store's own, for its <domain>; NULL: none */
+	char *left_out; /* managed: targets of the disks that went on without being part of it, separated by blanks; NULL: none */
 };
 
 struct vm {
@@ -74,15 +76,20 @@ struct vm {
 	struct vm_disk *disks;
 	size_t nr_disks;
 	bool is_brief; /* a found libvirt VM without its snapshots, for they haven't been read: see store_whole() */
-	struct vm_snapshot *snapshots; /* in order of time */
-	size_t nr_snapshots;
+	struct vm_snapshot **snapshots; /* in order of time; shared between descriptions, so never changed once published */
+	size_t nr_snapshots, cap_snapshots;
 	int current; /* index of the last applied snapshot; -1: none */
+	/* Managed VMs only. */
+	char *memory_path; /* RAM that belongs to the state now, from the snapshot that was gone back to; NULL: none */
+	char *preview; /* what is previewed, in words; NULL: nothing */
+	struct vm_snapshot *saved; /* while there is a preview: the state before, as a snapshot without a name; its parent is what was current */
 };
 
 struct vm *vm_ref(struct vm *vm);
 void vm_put(struct vm *vm);
 
 const struct vm_snapshot *vm_find_snapshot(const struct vm *vm, const char *name);
+int vm_snapshot_index(const struct vm *vm, const char *name); /* -1: there is none */
 const struct vm_snapshot *vm_snapshot_by_id(const struct vm *vm, uint32_t id);
 const struct vm_disk *vm_find_disk(const struct vm_disk *disks, size_t nr, const char *file_name);
 const struct vm_disk *vm_disk_by_id(const struct vm_disk *disks, size_t nr, uint32_t id);

@@ -14,6 +14,24 @@ struct vm *vm_copy(const struct vm *vm);
 struct vm_disk *vm_disk_add(struct vm_disk **disks, size_t *nr_disks);
 struct vm_snapshot *vm_snapshot_add(struct vm *vm);
 
+/* A snapshot of no VM, with one reference; NULL when memory is out. */
+struct vm_snapshot *vm_snapshot_new(void);
+/* A deep copy, to be changed, with one reference. */
+struct vm_snapshot *vm_snapshot_copy(const struct vm_snapshot *snapshot);
+struct vm_snapshot *vm_snapshot_ref(struct vm_snapshot *snapshot);
+void vm_snapshot_put(struct vm_snapshot *snapshot);
+/* Adds it to the description, which takes the reference over on success alone. */
+int vm_snapshot_append(struct vm *vm, struct vm_snapshot *snapshot);
+/* The snapshot I, as one that belongs to this description alone. */
+struct vm_snapshot *vm_snapshot_own(struct vm *vm, size_t i);
+/* Takes snapshot I out; `current` stays with what it was, or becomes -1. */
+void vm_snapshot_drop(struct vm *vm, size_t i);
+
+/* The reference of a layer of the store in a description. */
+typedef void (*vm_layer_fn)(void *ctx, const struct vm_disk *disk);
+/* Calls FN for each disk of a managed VM that names a layer: heads, snapshots, a preview's saved state. */
+void vm_each_layer(const struct vm *vm, vm_layer_fn fn, void *ctx);
+
 /* Takes disk I out of the description. */
 void vm_disk_drop(struct vm *vm, size_t i);
 void vm_disk_done(struct vm_disk *disk);

@@ -48,8 +48,8 @@ static int list(struct store *store)
 		printf("%s\n", vm ? vm->name : "(gone)");
 		list_disks(store, vm, NULL);
 		for (size_t s = 0; vm && s < vm->nr_snapshots; s++) {
-			printf("  @%s%s\n", vm->snapshots[s].name, (int)s == vm->current ? " (current)" : "");
-			list_disks(store, vm, &vm->snapshots[s]);
+			printf("  @%s%s\n", vm->snapshots[s]->name, (int)s == vm->current ? " (current)" : "");
+			list_disks(store, vm, vm->snapshots[s]);
 		}
 		vm_put(vm);
 	}

@@ -86,25 +86,25 @@ static void check_snapshots(void)
 {
 	struct vm *vm = find("dup");
 	CHECK(vm->kind == VM_FOUND_LIBVIRT && vm->nr_snapshots == 3 && vm->current == 1);
-	CHECK_STR(vm->snapshots[0].name, "s1");
-	CHECK_STR(vm->snapshots[1].name, "s2");
-	CHECK_STR(vm->snapshots[2].name, "s1~2");
-	CHECK(!vm->snapshots[0].parent);
-	CHECK_STR(vm->snapshots[1].parent, "s1");
-	CHECK_STR(vm->snapshots[2].parent, "s2");
-	CHECK_STR(vm->snapshots[2].disks[0].snapshot, "s1");
+	CHECK_STR(vm->snapshots[0]->name, "s1");
+	CHECK_STR(vm->snapshots[1]->name, "s2");
+	CHECK_STR(vm->snapshots[2]->name, "s1~2");
+	CHECK(!vm->snapshots[0]->parent);
+	CHECK_STR(vm->snapshots[1]->parent, "s1");
+	CHECK_STR(vm->snapshots[2]->parent, "s2");
+	CHECK_STR(vm->snapshots[2]->disks[0].snapshot, "s1");
 	CHECK(nr_events("x4.xml") == 1);
 	vm_put(vm);
 	vm = find("top");
 	CHECK(vm->kind == VM_FOUND_BARE && vm->nr_snapshots == 1);
-	CHECK_STR(vm->snapshots[0].name, "alone");
+	CHECK_STR(vm->snapshots[0]->name, "alone");
 	vm_put(vm);
 }
 
 static void check_changes(void)
 {
 	struct vm *vm = find("top"), *dup = find("dup");
-	uint32_t id = vm->id, dup_id = dup->id, alone = vm->snapshots[0].id, disk = vm->disks[0].id, s2 = dup->snapshots[1].id;
+	uint32_t id = vm->id, dup_id = dup->id, alone = vm->snapshots[0]->id, disk = vm->disks[0].id, s2 = dup->snapshots[1]->id;
 	vm_put(vm);
 	vm_put(dup);
 	/* A new top: the old one becomes a snapshot. The domain gets a name of its own, and loses a snapshot. */
@@ -122,7 +122,7 @@ static void check_changes(void)
 	run("cd %s/src && rm zenith.qcow2", dir);
 	look_again();
 	vm = find("top");
-	CHECK(vm->id == id && vm->snapshots[0].id == alone && vm->disks[0].id == disk);
+	CHECK(vm->id == id && vm->snapshots[0]->id == alone && vm->disks[0].id == disk);
 	vm_put(vm);
 	/* With the first of them gone the second gets the plain name, and keeps its number. */
 	vm = find("dup~2");
@@ -194,7 +194,7 @@ static void check_side_branches(void)
 	CHECK(vm && vm->is_brief && !vm->nr_snapshots);
 	vm = store_whole(store, vm);
 	CHECK(vm && !vm->is_brief && vm->nr_snapshots == 6000);
-	uint32_t id = vm->snapshots[3000].id;
+	uint32_t id = vm->snapshots[3000]->id;
 	vm_put(vm);
 	for (int i = 0; i < 600 && !(vm = store_find(store, PLACE_VMS, "own")); i++) {
 		CHECK(!store_find(store, PLACE_VMS, "side"));
@@ -212,7 +212,7 @@ static void check_side_branches(void)
 		vm_put(vm);
 		usleep(50000);
 	}
-	CHECK(vm->nr_snapshots == 5999 && vm->snapshots[3000].id == id);
+	CHECK(vm->nr_snapshots == 5999 && vm->snapshots[3000]->id == id);
 	vm_put(vm);
 	store_close(store);
 }

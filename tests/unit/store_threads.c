@@ -81,7 +81,7 @@ static void *clone_snapshots(void *arg)
 		struct vm *from = store_find(store, PLACE_VMS, "web"), *vm = NULL;
 		char name[32];
 		snprintf(name, sizeof name, "snap-%d", i % 3);
-		CHECK(store_clone(store, from, &from->snapshots[i % 2], name, getuid(), getgid(), &vm, NULL) == 0);
+		CHECK(store_clone(store, from, from->snapshots[i % 2], name, getuid(), getgid(), &vm, NULL) == 0);
 		struct disk_file *file = NULL;
 		char buf[512];
 		CHECK(disk_open(store, vm, NULL, &vm->disks[0], true, &file, NULL) == 0);
