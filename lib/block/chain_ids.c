@@ -138,6 +138,16 @@ int chain_id_get(struct chain_ids *ids, const struct layer *layers, size_t nr, s
 	return id || !nr ? 0 : -ENOMEM;
 }
 
+int chain_id_get_over(struct chain_ids *ids, const struct layer *layer, struct chain_id *below, struct chain_id **ret)
+{
+	pthread_mutex_lock(&ids->lock);
+	if (below)
+		below->nr_users++; /* in use already: its view has it */
+	*ret = get_locked(ids, layer, below);
+	pthread_mutex_unlock(&ids->lock);
+	return *ret ? 0 : -ENOMEM;
+}
+
 void chain_id_put(struct chain_ids *ids, struct chain_id *id)
 {
 	pthread_mutex_lock(&ids->lock);

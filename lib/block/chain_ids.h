@@ -35,6 +35,8 @@ void chain_ids_free(struct chain_ids *ids);
 
 /* The id of the chain of NR layers, top first. An id that nobody uses is remembered for a while. -ENOMEM. */
 int chain_id_get(struct chain_ids *ids, const struct layer *layers, size_t nr, struct chain_id **ret);
+/* The same for LAYER over the chain that BELOW stands for (NULL: over nothing), in constant time. */
+int chain_id_get_over(struct chain_ids *ids, const struct layer *layer, struct chain_id *below, struct chain_id **ret);
 void chain_id_put(struct chain_ids *ids, struct chain_id *id);
 
 #endif

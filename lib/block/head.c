@@ -48,28 +48,39 @@ static int check_writable(const struct qcow2_header *h, struct reason *why)
 	return 0;
 }
 
-/* Opens the file of HEAD and finds out all about it. */
-static int load(struct head *head, struct reason *why)
+/* The file of HEAD, locked, its header and its L1 table. */
+static int load_header(struct head *head, struct reason *why)
 {
 	head->fd = openat(head->dirfd, head->name, O_RDWR | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
 	if (head->fd < 0)
 		return reason_set(why, -errno, "%s: %s", head->path, strerror(errno));
 	off_t end = lseek(head->fd, 0, SEEK_END);
-	int err = image_locks_take(head->fd, IMAGE_LOCK_WRITE, head->path, why);
+	int err = image_locks_take(head->fd, head->locks, head->path, why);
 	if (err)
 		return err;
 	err = qcow2_header_load(head->fd, (uint64_t)end, &head->header, why);
 	if (!err)
-		err = check_writable(&head->header, why);
-	if (!err)
 		err = tables_init(head, why);
-	if (!err)
-		err = space_scan(&head->space, head->fd, &head->header, head->l1, why);
 	if (err)
 		return reason_prefix(why, err, "%s: ", head->path);
 	atomic_store(&head->virtual_size, head->header.virtual_size);
 	atomic_store(&head->is_dirty, (head->header.incompatible & QCOW2_INCOMPAT_DIRTY) != 0);
 	return 0;
+}
+
+/* What a writer must know besides. */
+static int load_space(struct head *head, struct reason *why)
+{
+	int err = check_writable(&head->header, why);
+	if (!err)
+		err = space_scan(&head->space, head->fd, &head->header, head->l1, why);
+	return err ? reason_prefix(why, err, "%s: ", head->path) : 0;
+}
+
+static int load(struct head *head, struct reason *why)
+{
+	int err = load_header(head, why);
+	return err ? err : load_space(head, why);
 }
 
 static int write_features(struct head *head, uint64_t incompatible, uint64_t autoclear)
@@ -126,30 +137,94 @@ static int head_init(struct head *head)
 	return head->name && head->path ? 0 : -ENOMEM;
 }
 
-int head_open(int dirfd, const char *name, const char *path, struct view *below, struct head **ret, struct reason *why)
+static int head_new(int dirfd, const char *name, const char *path, enum image_lock_kind locks, struct head **ret)
 {
 	struct head *head = calloc(1, sizeof *head);
 	if (!head)
 		return -ENOMEM;
 	head->dirfd = dirfd;
 	head->fd = -1;
+	head->locks = locks;
 	head->name = strdup(name);
 	head->path = strdup(path);
-	head->below = view_ref(below);
 	int err = head_init(head);
+	if (err)
+		head_free(head);
+	else
+		*ret = head;
+	return err;
+}
+
+/* Left dirty by a crash: the walk has found what is in use, so the refcounts can be put right. */
+static int repair(struct head *head, struct reason *why)
+{
+	int err = write_refcounts(head);
+	return err ? reason_set(why, err, "%s: repairing it after a crash: %s", head->path, strerror(-err)) : 0;
+}
+
+static int open_locked(int dirfd, const char *name, const char *path, enum image_lock_kind locks, struct view *below, struct head **ret,
+		       struct reason *why)
+{
+	struct head *head = NULL;
+	int err = head_new(dirfd, name, path, locks, &head);
+	if (err)
+		return err;
+	head->below = view_ref(below);
+	err = load(head, why);
 	if (!err)
-		err = load(head, why);
-	/* Left dirty by a crash: the walk has found what is in use, so the refcounts can be put right. */
-	if (!err) {
-		err = write_refcounts(head);
-		if (err)
-			reason_set(why, err, "%s: repairing it after a crash: %s", path, strerror(-err));
-	}
+		err = repair(head, why);
 	if (err) {
 		head_free(head);
 		return err;
 	}
 	*ret = head;
+	return 0;
+}
+
+int head_open(int dirfd, const char *name, const char *path, struct view *below, struct head **ret, struct reason *why)
+{
+	return open_locked(dirfd, name, path, IMAGE_LOCK_WRITE, below, ret, why);
+}
+
+static int settle(struct head *head, struct overlay_facts *ret, struct reason *why)
+{
+	int err = load_header(head, why);
+	if (!err && head->header.incompatible & QCOW2_INCOMPAT_CORRUPT)
+		err = check_writable(&head->header, why);
+	if (!err && atomic_load(&head->is_dirty)) {
+		err = load_space(head, why);
+		if (!err)
+			err = repair(head, why);
+	}
+	if (err)
+		return err;
+	*ret = (struct overlay_facts){
+		.virtual_size = head->header.virtual_size,
+		.empty = tables_are_empty(head),
+		.has_backing = head->header.backing_name != NULL,
+	};
+	err = file_sync(head->fd); /* what another process left in the page cache */
+	if (!err && fstat(head->fd, &ret->st) < 0)
+		err = -errno;
+	return err ? reason_set(why, err, "%s: %s", head->path, strerror(-err)) : 0;
+}
+
+int overlay_settle(int dirfd, const char *name, const char *path, struct overlay_facts *ret, struct reason *why)
+{
+	struct head *head = NULL;
+	int err = head_new(dirfd, name, path, IMAGE_LOCK_WRITE, &head);
+	if (!err)
+		err = settle(head, ret, why);
+	head_free(head);
+	return err;
+}
+
+int overlay_allocated(int dirfd, const char *name, uint64_t *ret_bytes)
+{
+	struct stat st;
+	if (fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+		return -errno;
+	*ret_bytes = (uint64_t)st.st_blocks * 512;
 	return 0;
 }
 
@@ -240,6 +315,16 @@ bool head_is_blank(struct head *head)
 	return blank;
 }
 
+bool head_is_untouched(struct head *head)
+{
+	pthread_rwlock_rdlock(&head->gate);
+	pthread_mutex_lock(&head->lock);
+	bool untouched = tables_are_empty(head) && (!head->below || head_virtual_size(head) == view_virtual_size(head->below));
+	pthread_mutex_unlock(&head->lock);
+	pthread_rwlock_unlock(&head->gate);
+	return untouched;
+}
+
 /* --- becoming another file ------------------------------------------------------------------------------------------------ */
 
 /* Where the new file's state is made before it takes the old one's place. */
@@ -248,6 +333,7 @@ static int load_replacement(const struct head *head, const char *tmp, struct hea
 	fresh->dirfd = head->dirfd;
 	fresh->name = (char *)(uintptr_t)tmp;
 	fresh->path = head->path;
+	fresh->locks = head->locks;
 	return load(fresh, why);
 }
 

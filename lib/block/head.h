@@ -23,6 +23,20 @@ struct overlay_spec {
  * to the caller to sync. */
 int overlay_create(int dirfd, const char *name, const struct overlay_spec *spec, mode_t mode);
 
+struct overlay_facts {
+	struct stat st;
+	uint64_t virtual_size;
+	bool empty; /* by its tables nothing was ever written to it */
+	bool has_backing;
+};
+
+/* Makes an overlay that nobody of us has open ready to be frozen: under QEMU's write locks, which are held meanwhile, it is repaired if it
+ * was left dirty, and made stable. A clean one costs its header and L1 table alone. Errors as head_open's. */
+int overlay_settle(int dirfd, const char *name, const char *path, struct overlay_facts *ret, struct reason *why);
+
+/* Bytes of data that an overlay file holds, about: what it takes on its filesystem. */
+int overlay_allocated(int dirfd, const char *name, uint64_t *ret_bytes);
+
 struct head;
 
 /* Opens NAME in DIRFD (PATH: its full path, for messages) for writing, with the write locks of QEMU, over BELOW (the head
@@ -56,6 +70,9 @@ int head_map(struct head *head, uint64_t guest_off, uint64_t len, struct extent 
 
 /* Whether nothing was ever written to the overlay and nothing lies beneath it (it may have a size). */
 bool head_is_blank(struct head *head);
+
+/* Whether nothing was written to it since it was made, nor its size changed: it reads what lies beneath it. */
+bool head_is_untouched(struct head *head);
 
 /* Puts a blank head over VIEW: its file then names the backing file in SPEC, and the first virtual_size bytes of SPEC read as
  * VIEW's; a disk that was larger stays so, with zeros behind. From then on, writes that equal what VIEW has take no space.

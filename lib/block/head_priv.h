@@ -47,6 +47,7 @@
 #include "base/bytes.h"
 #include "base/list.h"
 #include "block/head.h"
+#include "block/image_locks.h"
 #include "block/qcow2_header.h"
 
 #define L2_PAGE_BYTES 4096u
@@ -108,6 +109,7 @@ struct head {
 	int dirfd; /* borrowed */
 	char *name, *path;
 	int fd;
+	enum image_lock_kind locks; /* on fd */
 	struct qcow2_header header; /* virtual_size lives below; incompatible has the dirty bit as it is on disk */
 	struct view *below;	    /* changed under the gate, exclusively */
 	bool comparing;		    /* writes may equal what lies beneath: set by head_adopt; changed like below */

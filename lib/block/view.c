@@ -189,6 +189,35 @@ int view_open_backing(struct image_cache *cache, struct image *image, struct vie
 	return finish_open(view, err, ret);
 }
 
+/* The layers of BELOW, each with a further reference. */
+static int push_layers_of(struct view *view, const struct view *below)
+{
+	if (mem_grow(&view->layers, &view->cap_layers, view->nr_layers + below->nr_layers, sizeof *view->layers) < 0)
+		return -ENOMEM;
+	for (size_t i = 0; i < below->nr_layers; i++) {
+		view->layers[view->nr_layers] = below->layers[i];
+		image_ref(view->layers[view->nr_layers++].image);
+	}
+	return 0;
+}
+
+int view_open_over(struct image_cache *cache, const struct disk_source *top, struct view *below, struct view **ret, struct reason *why)
+{
+	struct view *view = view_new(cache);
+	int err = view ? push_top(cache, view, top, why) : -ENOMEM;
+	if (!err && below)
+		err = push_layers_of(view, below);
+	if (!err)
+		err = chain_id_get_over(image_cache_chain_ids(cache), &view->layers[0], below ? below->chain_id : NULL, &view->chain_id);
+	if (err) {
+		view_free(view);
+		return err;
+	}
+	view->virtual_size = view->layers[0].virtual_size;
+	*ret = view;
+	return 0;
+}
+
 struct view *view_ref(struct view *view)
 {
 	if (view)

@@ -43,6 +43,10 @@ struct view; /* counted references */
 /* Opens the whole chain under SOURCE. Errors as image_open's; -EUCLEAN also for a chain that comes back to itself. */
 int view_open(struct image_cache *cache, const struct disk_source *source, struct view **ret, struct reason *why);
 
+/* Opens TOP alone and puts it over the layers of BELOW (NULL: none): the caller vouches that this is what its header names. The chain
+ * isn't walked by name. */
+int view_open_over(struct image_cache *cache, const struct disk_source *top, struct view *below, struct view **ret, struct reason *why);
+
 /* A view of the layers below the active state of IMAGE: its backing chain. RET is NULL when it has none. */
 int view_open_backing(struct image_cache *cache, struct image *image, struct view **ret, struct reason *why);
 struct view *view_ref(struct view *view);
