@@ -11,6 +11,7 @@
 #include "base/mem.h"
 #include "block/head_priv.h"
 #include "block/image_locks.h"
+#include "block/merge.h"
 #include "block/qcow2_format.h"
 
 /* --- opening -------------------------------------------------------------------------------------------------------- */
@@ -186,6 +187,12 @@ int head_open(int dirfd, const char *name, const char *path, struct view *below,
 	return open_locked(dirfd, name, path, IMAGE_LOCK_WRITE, below, ret, why);
 }
 
+int head_open_frozen(int dirfd, const char *name, const char *path, struct view *below, struct head **ret, struct reason *why)
+{
+	/* A reader's locks: those of our own views are the same. */
+	return open_locked(dirfd, name, path, IMAGE_LOCK_READ, below, ret, why);
+}
+
 static int settle(struct head *head, struct overlay_facts *ret, struct reason *why)
 {
 	int err = load_header(head, why);
@@ -351,6 +358,7 @@ static void take_state(struct head *head, struct head *fresh)
 	atomic_store(&head->virtual_size, atomic_load(&fresh->virtual_size));
 	head->size_dirty = false;
 	head->comparing = false;
+	atomic_store(&head->nr_pulled, 0);
 	head->failed = 0; /* another file */
 	atomic_store(&head->is_dirty, atomic_load(&fresh->is_dirty));
 }
@@ -404,6 +412,7 @@ void head_replace_below(struct head *head, struct view *view)
 	pthread_rwlock_wrlock(&head->gate);
 	struct view *old = head->below;
 	head->below = view_ref(view);
+	atomic_store(&head->nr_pulled, 0);
 	pthread_rwlock_unlock(&head->gate);
 	view_put(old);
 }

@@ -151,7 +151,7 @@ static void clip(const struct head *head, const struct write *write, const struc
 	*ret_len = (size_t)(min_u64(end, write->guest_off + write->len) - *ret_off);
 }
 
-static bool all_zero(const char *p, size_t len)
+bool head_is_zeros(const char *p, size_t len)
 {
 	return !len || (!*p && memcmp(p, p + 1, len - 1) == 0);
 }
@@ -166,7 +166,7 @@ static void find_zeros(const struct head *head, struct write *write)
 	memset(write->zeros, 0, (size_t)(last_cluster - first_cluster + 1) * sizeof *write->zeros);
 	uint64_t end = (write->guest_off + write->len) & ~(uint64_t)(sc_size - 1);
 	for (uint64_t at = round_up(write->guest_off, sc_size); at < end; at += sc_size)
-		if (all_zero(write->buf + (at - write->guest_off), sc_size))
+		if (head_is_zeros(write->buf + (at - write->guest_off), sc_size))
 			write->zeros[(at >> head->header.geo.cluster_bits) - first_cluster] |= 1u << (at >> bits) % QCOW2_SUBCLUSTERS;
 }
 

@@ -32,6 +32,10 @@
  * The steps of an L1 table's move to a larger place, with all writers stopped
  *  G1  dirty bit, flush: the L1 table on disk is that in memory
  *  G2  a copy at the file's end   G3  barrier   G4  the header names it, in one sector   G5  barrier; then the old one's place is free
+ * The steps of a rebase: what lies beneath gets another name, after all that the layers in between have was pulled
+ *  B1  flush: what was pulled is stable   B2  the name is written where the header's cluster has nothing   B3  barrier
+ *  B4  the first sector names it   B5  barrier   B6  the view that it stands for takes its place, with all writers stopped
+ * From the first pull on, a subcluster is left U or becomes U only if the layers that are pulled have nothing there, or zeros over zeros.
  * The steps of a close
  *  C1  flush   C2  refcounts written, the refcount table moved in the same way if it has become too short
  *  C3  barrier   C4  dirty bit cleared   C5  barrier
@@ -112,6 +116,7 @@ struct head {
 	enum image_lock_kind locks; /* on fd */
 	struct qcow2_header header; /* virtual_size lives below; incompatible has the dirty bit as it is on disk */
 	struct view *below;	    /* changed under the gate, exclusively */
+	_Atomic size_t nr_pulled; /* layers of below whose bytes become the head's own; 0: none. Changed like below */
 	bool comparing;		    /* writes may equal what lies beneath: set by head_adopt; changed like below */
 	atomic_bool is_dirty;	    /* the dirty bit is stable on disk, and nothing is left to autoclear */
 
@@ -204,6 +209,9 @@ void tables_wake_locked(struct head *head);
 /* F1 to F4. Called with flush_lock held and lock not held. */
 int tables_write(struct head *head);
 
+/* A barrier, after whose failure nothing more is written (I7). */
+int tables_barrier(struct head *head);
+
 /* G1 to G5: an L1 table with room for NR_NEEDED entries. The gate is held exclusively. -EFBIG: more than the format allows. */
 int tables_grow_l1(struct head *head, uint64_t nr_needed);
 
@@ -227,6 +235,7 @@ int span_release_locked(struct head *head, struct span *span, int err);
 /* --- head_io.c: the gate is held ----------------------------------------------------------------------------------------- */
 
 int head_read_below(struct head *head, void *buf, size_t len, uint64_t guest_off);
+bool head_is_zeros(const char *p, size_t len);
 /* Beyond the virtual size: zeros. */
 int head_read_range(struct head *head, void *buf, size_t len, uint64_t guest_off);
 int head_write_range(struct head *head, const void *buf, size_t len, uint64_t guest_off);
@@ -239,6 +248,11 @@ int head_changed(struct head *head, int err);
  * but what lies beneath. */
 enum zero_mode { ZERO_VISIBLY, ZERO_CUT, ZERO_SHARE };
 int head_zero_range(struct head *head, uint64_t guest_off, uint64_t len, enum zero_mode mode);
+
+/* --- head_merge.c: the gate is held ------------------------------------------------------------------------------------ */
+
+/* Makes the head's own what it lacks in the range and the layers that are pulled have; RET_STORED grows. */
+int head_pull_range(struct head *head, uint64_t guest_off, uint64_t len, uint64_t *ret_stored);
 
 /* --- head_size.c --------------------------------------------------------------------------------------------------------- */
 

@@ -102,6 +102,10 @@ int head_share(struct head *head, uint64_t guest_off, uint64_t len)
 		err = head_zero_range(head, guest_off, (end >= old_end ? round_up(end, subcluster_size_of(head)) : end) - guest_off, ZERO_SHARE);
 	if (!err && end > old_end)
 		err = set_size(head, end);
+	uint64_t nr_stored = 0;
+	/* What was shared may lie in layers that are about to go. If that fails they stay. */
+	if (atomic_load(&head->nr_pulled) && head_pull_range(head, guest_off, len, &nr_stored))
+		atomic_store(&head->nr_pulled, 0);
 	pthread_rwlock_unlock(&head->gate);
 	return head_changed(head, err);
 }

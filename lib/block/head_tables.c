@@ -366,7 +366,7 @@ static void fail_tables(struct head *head, int err)
 	pthread_mutex_unlock(&head->lock);
 }
 
-static int barrier(struct head *head)
+int tables_barrier(struct head *head)
 {
 	int err = file_sync(head->fd);
 	if (err)
@@ -400,13 +400,13 @@ static int write_set(struct head *head, const struct flush_set *set)
 	if (!err)
 		err = write_pages(head, set, 0, set->nr_unknown);
 	if (!err)
-		err = barrier(head); /* F2: data and new tables are stable before anything on disk names them */
+		err = tables_barrier(head); /* F2: data and new tables are stable before anything on disk names them */
 	if (err || !tables)
 		return err;
 	err = write_pages(head, set, set->nr_unknown, set->nr_pages);
 	if (!err)
 		err = write_l1_and_size(head, set);
-	return err ? err : barrier(head); /* F4 */
+	return err ? err : tables_barrier(head); /* F4 */
 }
 
 int tables_write(struct head *head)
@@ -451,7 +451,7 @@ static int write_l1_at(struct head *head, uint64_t l1_offset, uint32_t l1_size)
 	if (!err) /* what follows lies behind the file's end, and is zeros */
 		err = file_write(head->fd, head->l1, (size_t)head->header.l1_size * 8, l1_offset);
 	if (!err)
-		err = barrier(head); /* G3: the copy is stable before the header names it */
+		err = tables_barrier(head); /* G3: the copy is stable before the header names it */
 	if (err)
 		return err;
 	be32 size = be32_make(l1_size);
@@ -464,7 +464,7 @@ static int write_l1_at(struct head *head, uint64_t l1_offset, uint32_t l1_size)
 	err = file_write(head->fd, both, sizeof both, offsetof(struct qcow2_header_disk, l1_size));
 	if (err)
 		fail_tables(head, err); /* which of the two the header names isn't known */
-	return err ? err : barrier(head); /* G5: the header is stable before the old table's place is used for anything else */
+	return err ? err : tables_barrier(head); /* G5: the header is stable before the old table's place is used for anything else */
 }
 
 static int move_l1(struct head *head, uint32_t l1_size)

@@ -110,7 +110,10 @@ static int skip_len(struct head *head, uint64_t guest_off, uint64_t len, enum ze
 		return 0;
 	}
 	struct extent e;
+	size_t nr_pulled = atomic_load(&head->nr_pulled);
 	int err = view_map(head->below, guest_off, span, &e);
+	if (!err && e.kind == EXTENT_ZERO && nr_pulled) /* also when these are gone */
+		err = view_map_beneath(head->below, nr_pulled, guest_off, e.len, &e);
 	if (!err && e.kind == EXTENT_ZERO)
 		*ret = e.len;
 	return err;

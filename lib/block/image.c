@@ -17,6 +17,13 @@
 #define TABLE_CACHE_BYTES   (12u << 20)
 #define CLUSTER_CACHE_BYTES (16u << 20)
 
+/* A file that we write into. */
+struct expected {
+	dev_t dev;
+	ino_t ino;
+	struct expected *next;
+};
+
 struct image_cache {
 	const struct trust *trust; /* borrowed */
 	struct table_cache *tables;
@@ -29,6 +36,8 @@ struct image_cache {
 	struct image *oldest, *newest; /* the unused ones */
 	size_t nr_unused, max_unused;
 	uint64_t last_serial;
+	struct expected *expected;
+	uint64_t nr_forgotten; /* calls */
 };
 
 /* --- formats ---------------------------------------------------------------------------------------------------- */
@@ -170,7 +179,11 @@ static bool same_state(const struct stat *a, const struct stat *b)
 bool image_is_current(const struct image *image)
 {
 	struct stat st;
-	if (fstat(image->fd, &st) < 0 || !same_state(&st, &image->st) || !st.st_nlink)
+	if (fstat(image->fd, &st) < 0 || !st.st_nlink)
+		return false;
+	if (atomic_load(&image->changing))
+		return true; /* by us alone: heads have the locks */
+	if (!same_state(&st, &image->st))
 		return false;
 	return image->data_fd < 0 || (fstat(image->data_fd, &st) == 0 && same_state(&st, &image->data_st));
 }
@@ -210,6 +223,10 @@ void image_cache_free(struct image_cache *cache)
 	for (struct image *image = cache->oldest, *newer; image; image = newer) {
 		newer = image->newer;
 		image_free(image);
+	}
+	for (struct expected *e = cache->expected, *next; e; e = next) {
+		next = e->next;
+		free(e);
 	}
 	index_free(cache->index);
 	chain_ids_free(cache->chain_ids);
@@ -294,7 +311,8 @@ static struct image *lookup(struct image_cache *cache, const struct stat *st, en
 	struct image *image = *bucket_of(cache, st);
 	while (image && !(same_file(&image->st, st) && image->declared == declared))
 		image = image->next;
-	if (image && !(same_state(&image->st, st) && image_is_current(image))) {
+	bool changing = image && atomic_load(&image->changing);
+	if (image && !((changing || same_state(&image->st, st)) && image_is_current(image))) {
 		gone = forget_locked(cache, image);
 		image = NULL;
 	}
@@ -305,14 +323,89 @@ static struct image *lookup(struct image_cache *cache, const struct stat *st, en
 	return image;
 }
 
-static void insert(struct image_cache *cache, struct image *image)
+static struct expected **find_expected_locked(struct image_cache *cache, dev_t dev, ino_t ino)
+{
+	struct expected **link = &cache->expected;
+	while (*link && !((*link)->dev == dev && (*link)->ino == ino))
+		link = &(*link)->next;
+	return link;
+}
+
+/* NR_FORGOTTEN: before the file was looked at. What was read of it since a call to forget may be what was to be forgotten. */
+static void insert(struct image_cache *cache, struct image *image, uint64_t nr_forgotten)
 {
 	pthread_mutex_lock(&cache->lock);
 	image->nr_users = 1;
-	struct image **bucket = bucket_of(cache, &image->st);
-	image->next = *bucket;
-	*bucket = image;
+	if (*find_expected_locked(cache, image->st.st_dev, image->st.st_ino))
+		atomic_store(&image->changing, true);
+	if (cache->nr_forgotten != nr_forgotten) {
+		image->stale = true;
+	} else {
+		struct image **bucket = bucket_of(cache, &image->st);
+		image->next = *bucket;
+		*bucket = image;
+	}
 	pthread_mutex_unlock(&cache->lock);
+}
+
+static uint64_t nr_forgotten_now(struct image_cache *cache)
+{
+	pthread_mutex_lock(&cache->lock);
+	uint64_t nr = cache->nr_forgotten;
+	pthread_mutex_unlock(&cache->lock);
+	return nr;
+}
+
+/* The images of a file, one after the other: that of the first call is NULL. */
+static struct image *next_of_file_locked(struct image_cache *cache, const struct stat *file, struct image *image)
+{
+	image = image ? image->next : *bucket_of(cache, file);
+	while (image && !same_file(&image->st, file))
+		image = image->next;
+	return image;
+}
+
+static void forget_file_locked(struct image_cache *cache, const struct stat *file)
+{
+	cache->nr_forgotten++;
+	for (struct image *image = NULL, *gone; (image = next_of_file_locked(cache, file, NULL));) {
+		atomic_store(&image->changing, true); /* who has it needn't mind */
+		gone = forget_locked(cache, image);
+		image_free(gone);
+	}
+}
+
+void image_cache_forget(struct image_cache *cache, dev_t dev, ino_t ino)
+{
+	struct stat file = {.st_dev = dev, .st_ino = ino};
+	pthread_mutex_lock(&cache->lock);
+	forget_file_locked(cache, &file);
+	pthread_mutex_unlock(&cache->lock);
+}
+
+int image_cache_expect_changes(struct image_cache *cache, dev_t dev, ino_t ino, bool on)
+{
+	struct stat file = {.st_dev = dev, .st_ino = ino};
+	struct expected *made = on ? malloc(sizeof *made) : NULL, *gone = NULL;
+	if (on && !made)
+		return -ENOMEM;
+	pthread_mutex_lock(&cache->lock);
+	struct expected **link = find_expected_locked(cache, dev, ino);
+	if (on && !*link) {
+		*made = (struct expected){dev, ino, NULL};
+		*link = take_ptr(made);
+	} else if (!on && *link) {
+		gone = *link;
+		*link = gone->next;
+	}
+	for (struct image *image = NULL; on && (image = next_of_file_locked(cache, &file, image));)
+		atomic_store(&image->changing, true);
+	if (!on)
+		forget_file_locked(cache, &file);
+	pthread_mutex_unlock(&cache->lock);
+	free(made);
+	free(gone);
+	return 0;
 }
 
 static int image_new(struct image_cache *cache, int fd, char *path, enum image_format format, struct image **ret)
@@ -337,6 +430,7 @@ int image_open(struct image_cache *cache, const char *base_dir, const char *name
 	       struct image **ret, struct reason *why)
 {
 	auto_free char *path = NULL;
+	uint64_t nr_forgotten = nr_forgotten_now(cache);
 	auto_close int fd = trust_open(cache->trust, base_dir, name, O_RDONLY, &path, why);
 	if (fd < 0)
 		return fd;
@@ -357,7 +451,7 @@ int image_open(struct image_cache *cache, const char *base_dir, const char *name
 			image_free(image);
 			return err;
 		}
-		insert(cache, image);
+		insert(cache, image, nr_forgotten);
 	}
 	*ret = image;
 	return 0;

@@ -43,6 +43,13 @@ void image_cache_free(struct image_cache *cache);
 /* Lets go of every unused image whose file was deleted or has changed: an open descriptor would keep its space. */
 void image_cache_trim(struct image_cache *cache);
 
+/* The file has been changed by us: the image that is known for it stays with those who use it, and is never given out again. */
+void image_cache_forget(struct image_cache *cache, dev_t dev, ino_t ino);
+
+/* While it is ON we write into a file that views may have open, without changing what they read: its image stays current, and is given out
+ * as before. Switching it off forgets it. -ENOMEM. */
+int image_cache_expect_changes(struct image_cache *cache, dev_t dev, ino_t ino, bool on);
+
 /* Opens the image NAME (relative to BASE_DIR, which may be NULL for an absolute name). -EUCLEAN: damaged.
  * -EOPNOTSUPP: encrypted, a feature we don't know, or a format we don't read. -EACCES: see trust_open(), and an
  * undeclared format that names a backing or data file. -ENOENT, -EIO. */
@@ -50,7 +57,7 @@ int image_open(struct image_cache *cache, const char *base_dir, const char *name
 	       struct image **ret, struct reason *why);
 void image_put(struct image *image);
 
-/* Whether the file is still what was opened (same size and times). */
+/* Whether the file is still what was opened (same size and times, or changed by us). */
 bool image_is_current(const struct image *image);
 
 const char *image_path(const struct image *image);

@@ -3,6 +3,7 @@
 #define BLOCK_IMAGE_PRIV_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "block/chain_ids.h"
 #include "block/cluster_cache.h"
@@ -30,6 +31,9 @@ struct image {
 	char *data_path;
 	struct stat data_st;
 
+	/* We write, or wrote, into the file: its times say nothing, and an entry of a table may be seen half written. */
+	atomic_bool changing;
+
 	/* protected by cache->lock */
 	unsigned nr_users;
 	bool stale; /* no longer in the cache: goes with its last user */
@@ -53,6 +57,10 @@ struct layer {
 /* Where a qcow2 layer has the L2 table for GUEST_OFF; 0: nowhere, nor for what follows up to RET_EMPTY_END, END at most. The offset is
  * unchecked. */
 int layer_l2_table(const struct layer *layer, uint64_t guest_off, uint64_t end, uint64_t *ret_l2_offset, uint64_t *ret_empty_end);
+
+/* The run at GUEST_OFF, whose L2 entry was found damaged, from the file itself: it may have been half written. To the cluster's end at most; its
+ * guest_off and image are the caller's to fill in. -EUCLEAN: it is damaged. */
+int layer_map_again(const struct layer *layer, uint64_t guest_off, struct extent *ret);
 
 struct table_cache *image_cache_tables(const struct image_cache *cache);
 struct cluster_cache *image_cache_clusters(const struct image_cache *cache);

@@ -165,7 +165,8 @@ static int walk_window(struct builder *b, const struct layer *layer, uint64_t gu
 		size_t index = (size_t)((guest_off - b->window.from) >> geo->cluster_bits);
 		size_t nr = (size_t)((b->window.to - b->window.from) >> geo->cluster_bits) - index;
 		struct extent e = {0};
-		if (qcow2_l2_run(geo, b->window.words + index * words, nr, guest_off & (cluster_size - 1), &e) < 0) {
+		if (qcow2_l2_run(geo, b->window.words + index * words, nr, guest_off & (cluster_size - 1), &e) < 0 &&
+		    layer_map_again(layer, guest_off, &e) < 0) {
 			next = min_u64(end, (guest_off | (cluster_size - 1)) + 1);
 			err = found_plain(b, guest_off, INDEX_DAMAGED);
 		} else {

@@ -1,10 +1,15 @@
 /* What one layer alone says of a run of guest bytes. */
 #include <errno.h>
+#include <sched.h>
 #include <unistd.h>
 
+#include "base/file.h"
 #include "block/image_priv.h"
 #include "block/qcow2_format.h"
 #include "block/qcow2_l2.h"
+
+/* Looks at an L2 entry that is being written: each word of it is written in no time. */
+#define NR_AGAIN 1000u
 
 static uint64_t min_u64(uint64_t a, uint64_t b)
 {
@@ -91,6 +96,29 @@ static int l2_map(const struct layer *layer, uint64_t l2_offset, uint64_t guest_
 	return err;
 }
 
+int layer_map_again(const struct layer *layer, uint64_t guest_off, struct extent *ret)
+{
+	const struct image *image = layer->image;
+	const struct qcow2_geometry *geo = &image->header.geo;
+	uint64_t l2_offset = 0, empty_end = 0;
+	unsigned words = qcow2_l2_words(geo);
+	uint64_t l2_index = (guest_off >> geo->cluster_bits) & ((1ull << geo->l2_bits) - 1);
+	int err = -EUCLEAN;
+	for (unsigned i = 0; atomic_load(&image->changing) && err == -EUCLEAN && i < NR_AGAIN; i++) {
+		be64 entry[2];
+		if (i)
+			sched_yield();
+		err = layer_l2_table(layer, guest_off, guest_off + 1, &l2_offset, &empty_end);
+		if (!err && (!l2_offset || !qcow2_table_fits(geo, l2_offset, qcow2_cluster_size(geo))))
+			return -EUCLEAN;
+		if (!err)
+			err = file_read_padded(image->fd, entry, words * sizeof *entry, l2_offset + l2_index * words * sizeof *entry);
+		if (!err)
+			err = qcow2_l2_run(geo, entry, 1, guest_off & (qcow2_cluster_size(geo) - 1), ret);
+	}
+	return err;
+}
+
 static int qcow2_map(const struct layer *layer, uint64_t guest_off, uint64_t len, struct extent *ret)
 {
 	struct extent e = {.kind = EXTENT_UNALLOCATED};
@@ -99,6 +127,8 @@ static int qcow2_map(const struct layer *layer, uint64_t guest_off, uint64_t len
 	e.len = empty_end - guest_off;
 	if (!err && l2_offset)
 		err = l2_map(layer, l2_offset, guest_off, &e);
+	if (err == -EUCLEAN)
+		err = layer_map_again(layer, guest_off, &e);
 	*ret = e;
 	return err;
 }

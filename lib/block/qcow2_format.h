@@ -38,6 +38,7 @@ static_assert(offsetof(struct qcow2_header_disk, incompatible_features) == 72, "
 static_assert(offsetof(struct qcow2_header_disk, compression_type) == 104, "header, version 3");
 static_assert(sizeof(struct qcow2_header_disk) == 112, "header");
 
+#define QCOW2_SECTOR 512u /* is written as a whole or not at all */
 #define QCOW2_V2_HEADER_LEN 72u
 #define QCOW2_V3_HEADER_MIN 104u
 

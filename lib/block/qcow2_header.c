@@ -382,3 +382,21 @@ int qcow2_header_render(const struct qcow2_header *h, void *buf, size_t buf_len)
 	memcpy(buf, &disk, sizeof disk);
 	return 0;
 }
+
+int qcow2_header_rename(void *sector, uint64_t name_off, uint32_t name_len, const char *format)
+{
+	struct qcow2_header_disk disk;
+	memcpy(&disk, sector, sizeof disk);
+	uint32_t header_len = be32_get(disk.header_length);
+	size_t extensions_len = 2 * sizeof(struct qcow2_extension_disk) + QCOW2_MAX_BACKING_FORMAT + 1;
+	if (be32_get(disk.version) != 3 || header_len < QCOW2_V3_HEADER_MIN || header_len % 8 || header_len > QCOW2_SECTOR - extensions_len)
+		return -EUCLEAN;
+	disk.backing_file_offset = be64_make(name_off);
+	disk.backing_file_size = be32_make(name_len);
+	memcpy(sector, &disk, QCOW2_V3_HEADER_MIN); /* all versions of the header have these */
+	memset((char *)sector + header_len, 0, QCOW2_SECTOR - header_len);
+	if (format)
+		header_len = (uint32_t)put_extension(sector, header_len, QCOW2_EXT_BACKING_FORMAT, format);
+	put_extension(sector, header_len, QCOW2_EXT_END, NULL);
+	return 0;
+}

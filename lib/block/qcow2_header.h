@@ -66,4 +66,8 @@ void qcow2_snapshots_free(struct image_snapshot *snapshots, uint32_t nr);
  * a part of it); -ENAMETOOLONG when the names don't fit. Uses what HEADER says; compression is zlib. */
 int qcow2_header_render(const struct qcow2_header *header, void *buf, size_t buf_len);
 
+/* Makes the header whose first sector is SECTOR (version 3) name a backing file of FORMAT, whose name is NAME_LEN bytes at NAME_OFF of the file;
+ * FORMAT NULL: none. Other extensions go: what of them matters has a feature bit, or was cleared with those. -EUCLEAN. */
+int qcow2_header_rename(void *sector, uint64_t name_off, uint32_t name_len, const char *format);
+
 #endif

@@ -280,15 +280,18 @@ void view_access(const struct view *view, struct access *ret)
 
 /* --- reading --------------------------------------------------------------------------------------------------------- */
 
-/* The first extent through all layers, by asking each: where the index can't tell. */
-static int map_layers(const struct view *view, uint64_t guest_off, uint64_t len, struct extent *ret)
+/* The first extent through the layers [FIRST, END), by asking each. EXACT: see layer_map(). */
+static int map_some(const struct view *view, size_t first, size_t end, uint64_t guest_off, uint64_t len, bool exact, struct extent *ret)
 {
-	for (size_t i = 0; i < view->nr_layers; i++) {
+	enum extent_kind kind = EXTENT_UNALLOCATED;
+	for (size_t i = first; i < end; i++) {
 		const struct layer *layer = &view->layers[i];
-		if (guest_off >= layer->virtual_size)
-			break; /* a shorter layer hides what is longer below it */
+		if (guest_off >= layer->virtual_size) {
+			kind = EXTENT_ZERO; /* a shorter layer hides what is longer below it */
+			break;
+		}
 		struct extent e;
-		int err = layer_map(layer, guest_off, min_u64(len, layer->virtual_size - guest_off), false, &e);
+		int err = layer_map(layer, guest_off, min_u64(len, layer->virtual_size - guest_off), exact, &e);
 		if (err)
 			return err;
 		if (e.kind != EXTENT_UNALLOCATED) {
@@ -297,8 +300,17 @@ static int map_layers(const struct view *view, uint64_t guest_off, uint64_t len,
 		}
 		len = e.len;
 	}
-	*ret = (struct extent){.guest_off = guest_off, .len = len, .kind = EXTENT_ZERO};
+	*ret = (struct extent){.guest_off = guest_off, .len = len, .kind = kind};
 	return 0;
+}
+
+/* Where the index can't tell. */
+static int map_layers(const struct view *view, uint64_t guest_off, uint64_t len, struct extent *ret)
+{
+	int err = map_some(view, 0, view->nr_layers, guest_off, len, false, ret);
+	if (!err && ret->kind == EXTENT_UNALLOCATED)
+		ret->kind = EXTENT_ZERO;
+	return err;
 }
 
 static struct chain chain_of(const struct view *view)
@@ -380,6 +392,19 @@ int view_map(struct view *view, uint64_t guest_off, uint64_t len, struct extent 
 {
 	uint64_t cost = 0;
 	return map_exactly(view, guest_off, len, ret, &cost);
+}
+
+int view_map_top(struct view *view, size_t nr_layers, uint64_t guest_off, uint64_t len, struct extent *ret)
+{
+	return nr_layers <= view->nr_layers ? map_some(view, 0, nr_layers, guest_off, len, true, ret) : -EINVAL;
+}
+
+int view_map_beneath(struct view *view, size_t nr_layers, uint64_t guest_off, uint64_t len, struct extent *ret)
+{
+	int err = map_some(view, nr_layers, view->nr_layers, guest_off, len, true, ret);
+	if (!err && ret->kind == EXTENT_UNALLOCATED)
+		ret->kind = EXTENT_ZERO;
+	return err;
 }
 
 int extent_fd(const struct extent *extent)

@@ -63,6 +63,13 @@ bool view_equal(const struct view *a, const struct view *b);
 /* The first extent at GUEST_OFF, at most LEN bytes long. Beyond the end: zeros. */
 int view_map(struct view *view, uint64_t guest_off, uint64_t len, struct extent *ret);
 
+/* The first extent of the top NR_LAYERS alone; EXTENT_UNALLOCATED where none of them has anything. Behind the end of one of them: zeros, since
+ * it hides what is longer below it. */
+int view_map_top(struct view *view, size_t nr_layers, uint64_t guest_off, uint64_t len, struct extent *ret);
+
+/* The first extent of what lies beneath the top NR_LAYERS: data or zeros. */
+int view_map_beneath(struct view *view, size_t nr_layers, uint64_t guest_off, uint64_t len, struct extent *ret);
+
 /* The descriptor that an EXTENT_DATA's host_off counts in; borrowed from the view. */
 int extent_fd(const struct extent *extent);
 
