@@ -25,6 +25,7 @@ double attr_entry_timeout(const struct place *parent)
 		return 0;
 	case NODE_VM: /* not everybody sees the same (veil.h), and a rename gives a name to something else */
 	case NODE_DISKS:
+	case NODE_SNAPSHOTS:
 		return place_is_managed(parent) ? 0 : ATTR_SECONDS;
 	case NODE_NONE:
 	case NODE_ROOT:
@@ -37,7 +38,6 @@ double attr_entry_timeout(const struct place *parent)
 	case NODE_STATUS:
 	case NODE_VM_EVENTS:
 	case NODE_CURRENT:
-	case NODE_SNAPSHOTS:
 	case NODE_SCRATCH:
 	case NODE_SNAPSHOT:
 	case NODE_SNAPSHOT_XML:
@@ -183,17 +183,17 @@ static int fill_scratch(struct fs *fs, const struct place *place, struct stat *s
 	if (err)
 		return err;
 	st->st_size = scratch.st_size;
-	st->st_mode = S_IFREG | (scratch.st_mode & 0777);
+	st->st_mode = (S_ISLNK(scratch.st_mode) ? S_IFLNK : S_IFREG) | (scratch.st_mode & 0777);
 	st->st_uid = scratch.st_uid;
 	st->st_gid = scratch.st_gid;
 	st->st_mtim = st->st_ctim = st->st_atim = scratch.st_mtim;
 	return 0;
 }
 
-static int fill_link(const struct place *place, struct stat *st)
+static int fill_link(struct fs *fs, const struct place *place, struct stat *st)
 {
 	auto_free char *target = NULL;
-	if (tree_link_target(place, &target) < 0)
+	if (tree_link_target(fs, place, &target) < 0)
 		return -ENOENT;
 	st->st_size = (off_t)strlen(target);
 	return 0;
@@ -210,7 +210,7 @@ int attr_load(struct fs *fs, const struct place *place, const struct handle *han
 		return 0;
 	}
 	if (S_ISLNK(ret->st_mode))
-		err = fill_link(place, ret);
+		err = fill_link(fs, place, ret);
 	else if (text_is(place))
 		err = fill_text(fs, place, handle, ret);
 	else if (place->node.kind == NODE_SCRATCH)

@@ -132,7 +132,7 @@ void ops_readlink(fuse_req_t req, fuse_ino_t ino)
 	auto_free char *target = NULL;
 	if (!ops_place(req, ino, &place))
 		return;
-	int err = tree_link_target(&place, &target);
+	int err = tree_link_target(ops_fs(req), &place, &target);
 	if (err)
 		fuse_reply_err(req, -err);
 	else

@@ -116,6 +116,19 @@ static int mkdir_in_vm(struct fs *fs, const struct place *vm, const char *name, 
 	return place_of_vm((struct node){.kind = kind, .vm = vm->node.vm}, vm_ref(vm->vm), ret);
 }
 
+static int mkdir_snapshot(fuse_req_t req, const struct place *parent, const char *name, struct place *ret, struct reason *why)
+{
+	struct fs *fs = ops_fs(req);
+	if (callers_is_copying_tree(fs->callers, ops_thread(req), place_ino(parent), name))
+		return reason_set(why, -EOPNOTSUPP, "snapshots can't be copied into a VM: copy one into clones/, or take one with mkdir");
+	const struct snapshot_spec spec = {.name = name};
+	auto_place struct place now = {0};
+	int err = store_snapshot_create(fs->store, parent->vm, &spec, why);
+	if (!err)
+		err = place_open(fs, place_ino(parent), &now);
+	return err ? err : tree_lookup(fs, &now, name, 0, ret);
+}
+
 static int make_dir(fuse_req_t req, const struct place *parent, const char *name, struct place *ret, struct reason *why)
 {
 	if (parent->node.kind == NODE_CLONES || parent->node.kind == NODE_CLONES_OF)
@@ -125,8 +138,7 @@ static int make_dir(fuse_req_t req, const struct place *parent, const char *name
 	if (parent->node.kind == NODE_VM)
 		return mkdir_in_vm(ops_fs(req), parent, name, ret, why);
 	if (parent->node.kind == NODE_SNAPSHOTS)
-		return reason_set(why, -EOPNOTSUPP, "taking snapshots isn't supported yet. Clone the VM as it is now: mkdir clones/%s@/NEW",
-				  parent->vm->name);
+		return mkdir_snapshot(req, parent, name, ret, why);
 	return reason_set(why, -EPERM, "only disks go here");
 }
 
@@ -301,12 +313,9 @@ void ops_create(fuse_req_t req, fuse_ino_t parent_ino, const char *name, mode_t 
 
 /* --- links ------------------------------------------------------------------------------------------------------------ */
 
-/* A copy of a VM brings its `current` along: accepted, and not kept. */
-static int create_current(fuse_req_t req, const struct place *vm, const char *target, struct fuse_entry_param *ret)
+/* What is answered to who made a link. */
+static void fill_link_entry(const struct place *vm, struct node node, const char *target, struct fuse_entry_param *ret)
 {
-	struct fs *fs = ops_fs(req);
-	veil_lift(fs->veil, vm->node.vm, NODE_CURRENT);
-	struct node node = {.kind = NODE_CURRENT, .vm = vm->node.vm};
 	*ret = (struct fuse_entry_param){.ino = node_ino(node),
 					 .attr = {.st_ino = node_ino(node),
 						  .st_mode = S_IFLNK | 0777,
@@ -314,7 +323,35 @@ static int create_current(fuse_req_t req, const struct place *vm, const char *ta
 						  .st_size = (off_t)strlen(target),
 						  .st_uid = vm->vm->uid,
 						  .st_gid = vm->vm->gid}};
-	return 0;
+}
+
+/* ln -s snapshots/S current: go back to it. A copy of a VM brings its `current` along: accepted, and not kept. */
+static int create_current(fuse_req_t req, const struct place *vm, const char *target, struct reason *why)
+{
+	struct fs *fs = ops_fs(req);
+	bool is_copy = veil_hides(fs->veil, vm->node.vm, NODE_CURRENT, ops_thread(req)) ||
+		       (!ops_links_to_snapshot(vm, target) && callers_is_copying(fs->callers, ops_thread(req)));
+	int err = is_copy ? 0 : ops_restore_link(fs, vm, target, why);
+	if (!err)
+		veil_lift(fs->veil, vm->node.vm, NODE_CURRENT);
+	return err;
+}
+
+/* ln -sf makes the link under a name of its own and renames it. */
+static int create_scratch_link(fuse_req_t req, const struct place *vm, const char *name, const char *target, struct node *ret, struct reason *why)
+{
+	struct fs *fs = ops_fs(req);
+	uint32_t number = 0;
+	const struct stat st = {.st_uid = vm->vm->uid, .st_gid = vm->vm->gid, .st_mode = S_IFLNK | 0777};
+	if (!ops_links_to_snapshot(vm, target))
+		return reason_set(why, -EPERM, "the only link here is current, to one of the VM's snapshots");
+	int err = scratch_create(fs->scratch, vm->node.vm, name, &st, false, &number);
+	if (err)
+		return err;
+	err = scratch_write(fs->scratch, number, target, strlen(target), 0);
+	scratch_close(fs->scratch, number);
+	*ret = node_numbered(NODE_SCRATCH, vm->node.vm, number);
+	return err;
 }
 
 void ops_symlink(fuse_req_t req, const char *target, fuse_ino_t parent_ino, const char *name)
@@ -324,14 +361,18 @@ void ops_symlink(fuse_req_t req, const char *target, fuse_ino_t parent_ino, cons
 	auto_place struct place parent = {0};
 	if (!ops_place(req, parent_ino, &parent))
 		return;
+	struct node node = {.kind = NODE_CURRENT, .vm = parent.node.vm};
 	int err = -EROFS;
-	if (place_is_managed(&parent))
-		err = parent.node.kind == NODE_VM && tree_service_kind(name) == NODE_CURRENT &&
-				      callers_is_copying(ops_fs(req)->callers, ops_thread(req))
-			      ? create_current(req, &parent, target, &entry)
-			      : reason_set(&why, -EPERM, "there are no links here");
-	if (err)
+	if (place_is_managed(&parent) && parent.node.kind != NODE_VM)
+		err = reason_set(&why, -EPERM, "there are no links here");
+	else if (place_is_managed(&parent) && tree_service_kind(name) == NODE_CURRENT)
+		err = create_current(req, &parent, target, &why);
+	else if (place_is_managed(&parent))
+		err = create_scratch_link(req, &parent, name, target, &node, &why);
+	if (err) {
 		ops_fail(req, &parent, "ln -s", name, err, &why);
-	else
-		fuse_reply_entry(req, &entry);
+		return;
+	}
+	fill_link_entry(&parent, node, target, &entry);
+	fuse_reply_entry(req, &entry);
 }

@@ -87,6 +87,8 @@ static int remove_dir(struct fs *fs, const struct place *parent, const char *nam
 		return err ? err : remove_vm(fs, ret_subject, why);
 	}
 	place_copy(parent, ret_subject);
+	if (parent->node.kind == NODE_SNAPSHOTS && place_is_managed(parent))
+		return store_snapshot_delete(fs->store, parent->vm, name, SNAPSHOT_DROP, why);
 	if (parent->node.kind == NODE_VM && place_is_managed(parent))
 		return remove_folder(fs, parent, name, why);
 	return -EROFS;
@@ -160,6 +162,44 @@ static int scratch_to_domain(struct fs *fs, const struct move *move, uint32_t nu
 	return scratch_unlink(fs->scratch, move->from->node.vm, move->name);
 }
 
+const struct vm_snapshot *ops_links_to_snapshot(const struct place *vm, const char *target)
+{
+	static const char dir[] = "snapshots/";
+	const char *slash = strrchr(target, '/');
+	size_t len = slash ? (size_t)(slash + 1 - target) : 0;
+	if (len < sizeof dir - 1 || strncmp(slash + 1 - (sizeof dir - 1), dir, sizeof dir - 1) != 0)
+		return NULL;
+	return vm_find_snapshot(vm->vm, slash + 1);
+}
+
+int ops_restore_link(struct fs *fs, const struct place *vm, const char *target, struct reason *why)
+{
+	const struct vm_snapshot *snapshot = ops_links_to_snapshot(vm, target);
+	if (!snapshot)
+		return reason_set(why, -ENOENT, "%s: current can only point to one of the VM's snapshots, as snapshots/NAME", target);
+	int err = store_restore(fs->store, vm->vm, snapshot->name, false, why);
+	if (!err)
+		ops_vms_changed(fs);
+	return err;
+}
+
+/* A link takes the place of `current`. */
+static int scratch_to_current(struct fs *fs, const struct move *move, uint32_t number, struct reason *why)
+{
+	struct stat st;
+	auto_free char *text = NULL;
+	size_t len;
+	int err = scratch_stat(fs->scratch, number, &st);
+	if (!err && S_ISLNK(st.st_mode)) {
+		err = scratch_text(fs->scratch, number, &text, &len);
+		if (!err)
+			err = ops_restore_link(fs, move->from, text, why);
+		if (!err)
+			veil_lift(fs->veil, move->from->node.vm, NODE_CURRENT);
+	}
+	return err ? err : scratch_unlink(fs->scratch, move->from->node.vm, move->name);
+}
+
 static int rename_scratch(struct fs *fs, const struct move *move, uint32_t number, struct reason *why)
 {
 	enum node_kind kind = tree_service_kind(move->new_name);
@@ -168,6 +208,8 @@ static int rename_scratch(struct fs *fs, const struct move *move, uint32_t numbe
 		return -EEXIST;
 	if (kind == NODE_DOMAIN)
 		return scratch_to_domain(fs, move, number, why);
+	if (kind == NODE_CURRENT)
+		return scratch_to_current(fs, move, number, why);
 	if (kind == NODE_DISKS || kind == NODE_SNAPSHOTS)
 		return -EISDIR;
 	if (kind != NODE_NONE) /* a copying program puts its own status or events in place: ours stay */
@@ -213,6 +255,13 @@ static int rename_in_vm(fuse_req_t req, const struct move *move, struct reason *
 	return number ? rename_scratch(fs, move, number, why) : domain_to_scratch(req, move, why);
 }
 
+static int rename_snapshot(struct fs *fs, const struct move *move, struct reason *why)
+{
+	if (move->to->node.kind != NODE_SNAPSHOTS || move->to->node.vm != move->from->node.vm)
+		return reason_set(why, -EROFS, "a snapshot stays with its VM: clone it");
+	return store_snapshot_rename(fs->store, move->from->vm, move->name, move->new_name, why);
+}
+
 static int rename_any(fuse_req_t req, const struct move *move, struct reason *why)
 {
 	struct fs *fs = ops_fs(req);
@@ -221,8 +270,10 @@ static int rename_any(fuse_req_t req, const struct move *move, struct reason *wh
 	if (move->from->node.kind == NODE_CLONES_OF || move->from->node.kind == NODE_JOBS)
 		return -EPERM;
 	/* Never EXDEV for what can't be removed: mv would copy it all first. */
-	if (!place_is_managed(move->from) || move->from->node.kind == NODE_SNAPSHOTS)
+	if (!place_is_managed(move->from))
 		return -EROFS;
+	if (move->from->node.kind == NODE_SNAPSHOTS)
+		return rename_snapshot(fs, move, why);
 	return move->from->node.kind == NODE_DISKS ? rename_disk(fs, move, why) : rename_in_vm(req, move, why);
 }
 

@@ -145,10 +145,13 @@ static int lookup_clone_link(struct fs *fs, const struct place *dir, const char 
 	return -ENOENT;
 }
 
-int tree_link_target(const struct place *place, char **ret_target)
+int tree_link_target(struct fs *fs, const struct place *place, char **ret_target)
 {
 	char *target;
 	int len = -1;
+	size_t text_len;
+	if (place->node.kind == NODE_SCRATCH)
+		return scratch_text(fs->scratch, node_number(place->node), ret_target, &text_len);
 	if (place->node.kind == NODE_CLONE_LINK)
 		len = asprintf(&target, place->vm->place == PLACE_CLONES ? "../%s" : "../../vms/%s", place->vm->name);
 	else if (place->node.kind == NODE_CURRENT && place->vm->current >= 0)

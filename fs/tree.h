@@ -16,7 +16,7 @@ struct node tree_parent(const struct place *place);
 enum node_kind tree_service_kind(const char *name);
 
 /* Where the link PLACE points to; the caller frees. -EINVAL: it is none. */
-int tree_link_target(const struct place *place, char **ret_target);
+int tree_link_target(struct fs *fs, const struct place *place, char **ret_target);
 
 struct dir_entry {
 	char *name;

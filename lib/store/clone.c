@@ -122,27 +122,6 @@ static int clone_disks(struct cloning *c, struct reason *why)
 
 /* --- from a managed VM's state now ------------------------------------------------------------------------------------------- */
 
-/* Waits until no disk of the VM is pending, and begins a change of it. */
-static int begin_settled(struct cloning *c, struct entry **ret_entry, struct vm **ret_now, struct reason *why)
-{
-	for (;;) {
-		int err = managed_begin(c->store, c->from, ret_entry, ret_now, why);
-		if (err)
-			return err;
-		const struct vm_disk *pending = NULL;
-		for (size_t i = 0; i < (*ret_now)->nr_disks; i++)
-			if ((*ret_now)->disks[i].pending_path && !(*ret_now)->disks[i].error)
-				pending = &(*ret_now)->disks[i];
-		if (!pending)
-			return 0;
-		auto_free char *layer = strdup(pending->layer);
-		managed_end(*ret_entry, *ret_now);
-		err = layer ? jobs_wait(c->store, layer, why) : -ENOMEM;
-		if (err)
-			return err;
-	}
-}
-
 static int clone_heads(struct cloning *c, const struct vm *now, const struct frozen_disk *frozen, struct reason *why)
 {
 	for (size_t i = 0; i < now->nr_disks; i++) {
@@ -179,8 +158,9 @@ static int freeze_and_clone(struct cloning *c, struct entry *entry, struct vm **
 	int err = chosen && frozen ? expect_layers(c, nr) : -ENOMEM;
 	for (size_t i = 0; !err && i < nr; i++)
 		chosen[i] = (*now)->disks[i].target && !(*now)->disks[i].error;
+	const struct freeze_spec spec = {.chosen = chosen};
 	if (!err)
-		err = freeze_disks(c->store, entry, now, chosen, frozen, why);
+		err = freeze_disks(c->store, entry, now, &spec, frozen, why);
 	return err ? err : clone_heads(c, *now, frozen, why);
 }
 
@@ -204,7 +184,7 @@ static int clone_now(struct cloning *c, struct vm **ret, struct reason *why)
 {
 	struct entry *entry = NULL;
 	struct vm *now = NULL;
-	int err = begin_settled(c, &entry, &now, why);
+	int err = managed_begin_settled(c->store, c->from, &entry, &now, why);
 	if (err)
 		return err;
 	err = freeze_and_clone(c, entry, &now, why);

@@ -169,7 +169,8 @@ static int freeze_locked(struct disk_file *from, struct vm **now, char layer[LAY
 	if (!chosen || !frozen)
 		return -ENOMEM;
 	chosen[i] = true;
-	int err = freeze_disks(from->store, from->head->entry, now, chosen, frozen, why);
+	const struct freeze_spec spec = {.chosen = chosen};
+	int err = freeze_disks(from->store, from->head->entry, now, &spec, frozen, why);
 	if (!err)
 		memcpy(layer, frozen[i].layer, LAYER_NAME_MAX);
 	return !err && !*layer ? NOT_SHARED : err;

@@ -113,6 +113,8 @@ static int open_head_file(struct store *store, const struct vm *vm, const struct
 		return err;
 	}
 	file->writable = writable;
+	if (writable)
+		file->head->nr_writers++;
 	*ret = file;
 	return 0;
 }
@@ -154,6 +156,8 @@ int disk_close(struct disk_file *file, struct reason *why)
 		return 0;
 	switch (file->kind) {
 	case DISK_FILE_HEAD:
+		if (file->writable)
+			file->head->nr_writers--;
 		err = head_put(file->store, file->head);
 		if (err)
 			reason_set(why, err, "writing back what was written last failed: %s", strerror(-err));

@@ -148,6 +148,7 @@ int disk_create(struct store *store, struct vm *vm, const char *file_name, mode_
 		layers_sweep(store);
 		return err;
 	}
+	file->head->nr_writers++;
 	*ret = file;
 	return 0;
 }

@@ -24,6 +24,7 @@ struct freezing {
 	struct entry *entry;
 	struct vm *now;
 	struct vm *next;
+	const struct freeze_spec *spec;
 	struct frozen_disk *frozen; /* by index in the description */
 	struct freeze_item *items;
 	size_t nr_items;
@@ -36,10 +37,10 @@ static const struct vm_disk *disk_of(const struct freezing *f, const struct free
 }
 
 /* Step 1. */
-static int open_disks(struct freezing *f, const bool *chosen, struct reason *why)
+static int open_disks(struct freezing *f, struct reason *why)
 {
 	for (size_t i = 0; i < f->now->nr_disks; i++) {
-		if (!chosen[i])
+		if (!f->spec->chosen[i])
 			continue;
 		struct freeze_item *item = &f->items[f->nr_items];
 		item->disk = i;
@@ -77,7 +78,7 @@ static int make_overlay(struct freezing *f, struct freeze_item *item, struct rea
 	frozen->owner = (struct layer_owner){st.st_mode & 0777, st.st_uid, st.st_gid};
 	item->virtual_size = head_virtual_size(head);
 	frozen->virtual_size = (item->virtual_size + 511) & ~511ull;
-	if (head_is_blank(head))
+	if (head_is_blank(head) && !f->spec->blanks_too)
 		return 0;
 	snprintf(frozen->layer, sizeof frozen->layer, "%s", item->oh->layer);
 	struct overlay_spec spec = {
@@ -122,7 +123,7 @@ static int commit(struct freezing *f, struct reason *why)
 	struct vm *next = vm_copy(f->now);
 	if (!next)
 		return -ENOMEM;
-	bool any = false;
+	bool any = f->spec->amend;
 	for (size_t i = 0; i < f->nr_items; i++) {
 		struct vm_disk *disk = &next->disks[f->items[i].disk];
 		if (!*f->items[i].fresh)
@@ -135,8 +136,10 @@ static int commit(struct freezing *f, struct reason *why)
 			return -ENOMEM;
 		}
 	}
-	f->commit_tried = any;
-	int err = any ? managed_commit(f->store, f->entry, vm_ref(next), why) : 0;
+	int err = f->spec->amend ? f->spec->amend(f->spec->ctx, next, f->frozen, why) : 0;
+	f->commit_tried = any && !err;
+	if (!err)
+		err = any ? managed_commit(f->store, f->entry, vm_ref(next), why) : 0;
 	if (err || !any) {
 		vm_put(next);
 		return err;
@@ -188,13 +191,13 @@ static void let_go(struct freezing *f)
 	free(f->items);
 }
 
-int freeze_disks(struct store *store, struct entry *entry, struct vm **now, const bool *chosen, struct frozen_disk *ret,
+int freeze_disks(struct store *store, struct entry *entry, struct vm **now, const struct freeze_spec *spec, struct frozen_disk *ret,
 		 struct reason *why)
 {
-	struct freezing f = {.store = store, .entry = entry, .now = *now, .frozen = ret};
+	struct freezing f = {.store = store, .entry = entry, .now = *now, .spec = spec, .frozen = ret};
 	f.items = mem_new_array((*now)->nr_disks, sizeof *f.items);
 	memset(ret, 0, (*now)->nr_disks * sizeof *ret);
-	int err = f.items ? open_disks(&f, chosen, why) : -ENOMEM;
+	int err = f.items ? open_disks(&f, why) : -ENOMEM;
 	if (!err) {
 		close_gates(&f);
 		err = make_overlays(&f, why);

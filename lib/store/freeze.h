@@ -18,14 +18,23 @@ struct store;
 
 /* A disk as it was when the gate was closed. */
 struct frozen_disk {
-	char layer[LAYER_NAME_MAX]; /* holds it, for ever; "": it was blank, and nothing was done */
+	char layer[LAYER_NAME_MAX]; /* holds it, for ever; "": not chosen, or it was blank, and nothing was done */
 	uint64_t virtual_size; /* whole sectors, as in its header */
 	struct layer_owner owner; /* of the head's file */
 };
 
-/* Freezes the disks of *NOW (the VM's description, replaced by the new one) for which CHOSEN is true, none of which may be pending;
- * RET has a row for each disk of the VM. The caller holds the change lock. -EBUSY: another program has one open. */
-int freeze_disks(struct store *store, struct entry *entry, struct vm **now, const bool *chosen, struct frozen_disk *ret,
+struct freeze_spec {
+	const bool *chosen; /* by index in the description; none of them may be pending */
+	bool blanks_too;    /* of a disk that nothing was ever written to, too, a layer is kept */
+	/* Makes NEXT, which has the new overlays in it already, what the VM is to become, in the same commit. FROZEN has a row for each disk, by index
+	 * in the description of before. NULL: no more than that. Called with the gates closed. */
+	int (*amend)(void *ctx, struct vm *next, const struct frozen_disk *frozen, struct reason *why);
+	void *ctx;
+};
+
+/* Freezes disks of *NOW (the VM's description, replaced by the new one); RET has a row for each disk of the VM. The caller holds the
+ * change lock. -EBUSY: another program has one open. */
+int freeze_disks(struct store *store, struct entry *entry, struct vm **now, const struct freeze_spec *spec, struct frozen_disk *ret,
 		 struct reason *why);
 
 #endif

@@ -257,6 +257,26 @@ bool heads_in_use(struct store *store, const struct entry *entry)
 	return oh;
 }
 
+bool heads_have_writer(struct store *store, const struct entry *entry)
+{
+	pthread_mutex_lock(&store->lock);
+	const struct open_head *oh = store->heads;
+	while (oh && (oh->entry != entry || !oh->nr_writers))
+		oh = oh->next;
+	pthread_mutex_unlock(&store->lock);
+	return oh;
+}
+
+bool heads_are_open(struct store *store, const struct entry *entry)
+{
+	pthread_mutex_lock(&store->lock);
+	const struct open_head *oh = store->heads;
+	while (oh && oh->entry != entry)
+		oh = oh->next;
+	pthread_mutex_unlock(&store->lock);
+	return oh;
+}
+
 void heads_removed(struct store *store, const struct entry *entry)
 {
 	pthread_mutex_lock(&store->lock);

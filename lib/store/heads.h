@@ -37,6 +37,7 @@ struct open_head {
 
 	/* changed under the VM's change lock */
 	atomic_uint nr_users;
+	atomic_uint nr_writers; /* of these, who has opened it for writing */
 	atomic_uint nr_lookers; /* of these, who only asks for its size and space, and is done in a moment */
 	bool removed; /* no disk of the VM any more: the layer goes with the last user */
 
@@ -66,6 +67,10 @@ int head_put_locked(struct store *store, struct open_head *oh); /* the caller ho
 
 /* Whether any disk of the VM is open, but to be looked at. Exact while the caller holds the change lock. */
 bool heads_in_use(struct store *store, const struct entry *entry);
+/* Whether any is open for writing. */
+bool heads_have_writer(struct store *store, const struct entry *entry);
+/* Whether any is open at all, be it to be looked at. */
+bool heads_are_open(struct store *store, const struct entry *entry);
 /* The VM's layers go with the last who looks at them. The caller holds the change lock. */
 void heads_removed(struct store *store, const struct entry *entry);
 

@@ -18,6 +18,7 @@
 #include "meta/xml.h"
 #include "store/jobs.h"
 #include "store/manifest.h"
+#include "store/snapshot.h"
 #include "store/store_internal.h"
 
 #define NVRAM_MAX    (64u << 20) /* the largest UEFI variable stores are 4 MiB (aarch64: 64 MiB) */
@@ -56,6 +57,26 @@ void managed_end(struct entry *entry, struct vm *now)
 {
 	pthread_mutex_unlock(&entry->change);
 	vm_put(now);
+}
+
+int managed_begin_settled(struct store *store, const struct vm *vm, struct entry **ret_entry, struct vm **ret_now, struct reason *why)
+{
+	for (;;) {
+		int err = managed_begin(store, vm, ret_entry, ret_now, why);
+		if (err)
+			return err;
+		const struct vm_disk *pending = NULL;
+		for (size_t i = 0; i < (*ret_now)->nr_disks; i++)
+			if ((*ret_now)->disks[i].pending_path && !(*ret_now)->disks[i].error)
+				pending = &(*ret_now)->disks[i];
+		if (!pending)
+			return 0;
+		auto_free char *layer = strdup(pending->layer);
+		managed_end(*ret_entry, *ret_now);
+		err = layer ? jobs_wait(store, layer, why) : -ENOMEM;
+		if (err)
+			return err;
+	}
 }
 
 int managed_commit(struct store *store, struct entry *entry, struct vm *next, struct reason *why)
@@ -172,9 +193,9 @@ static int make_dir(struct store *store, struct vm *vm, int *ret_fd, struct reas
 	return 0;
 }
 
-static void remove_dir(struct store *store, const char *name)
+static void remove_dir(int at, const char *name)
 {
-	int fd = openat(store->vms_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	int fd = openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 	DIR *dir = fd < 0 ? NULL : fdopendir(fd);
 	if (!dir) {
 		if (fd >= 0)
@@ -182,10 +203,10 @@ static void remove_dir(struct store *store, const char *name)
 		return;
 	}
 	for (struct dirent *de; (de = readdir(dir));)
-		if (strcmp(de->d_name, ".") != 0 && strcmp(de->d_name, "..") != 0)
-			unlinkat(dirfd(dir), de->d_name, 0);
+		if (strcmp(de->d_name, ".") != 0 && strcmp(de->d_name, "..") != 0 && unlinkat(dirfd(dir), de->d_name, 0) < 0 && errno == EISDIR)
+			remove_dir(dirfd(dir), de->d_name);
 	closedir(dir);
-	unlinkat(store->vms_fd, name, AT_REMOVEDIR);
+	unlinkat(at, name, AT_REMOVEDIR);
 }
 
 /* The layers are stable already: their directory was synced before this is called. vm.xml is stable before the directory that
@@ -216,7 +237,7 @@ int managed_add(struct store *store, struct vm *next, const char *nvram_source, 
 	}
 	if (err) {
 		if (uuid)
-			remove_dir(store, uuid);
+			remove_dir(store->vms_fd, uuid);
 		vm_put(next);
 		return err;
 	}
@@ -260,7 +281,7 @@ static int remove_durably(struct store *store, const struct vm *now, struct reas
 		renameat(store->vms_fd, gone, store->vms_fd, now->uuid);
 		return reason_set(why, -EIO, "%s/vms: can't be made durable", store->store_dir);
 	}
-	remove_dir(store, gone);
+	remove_dir(store->vms_fd, gone);
 	return 0;
 }
 
@@ -422,6 +443,8 @@ static int load_one(struct store *store, const char *uuid)
 	struct entry *entry = err ? NULL : table_intern(store, uuid);
 	if (!err)
 		err = entry ? table_publish(store, entry, vm) : -ENOMEM;
+	if (!err && store->writable)
+		snapshot_clear_files(store, vm);
 	if (err) {
 		vm_put(vm);
 		store_event(store, NULL, "a VM of the store isn't shown: %s", *why.text ? why.text : strerror(-err));
@@ -468,6 +491,6 @@ void managed_clear_leftovers(struct store *store)
 	}
 	for (struct dirent *de; (de = readdir(dir));)
 		if (is_leftover(store, de->d_name))
-			remove_dir(store, de->d_name);
+			remove_dir(store->vms_fd, de->d_name);
 	closedir(dir);
 }

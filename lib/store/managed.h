@@ -14,6 +14,8 @@ int managed_check(struct store *store, const struct vm *vm, struct reason *why);
 /* Takes the change lock of the VM that an old description VM belongs to, and gives its description of now; -ENOENT, without the
  * lock: the VM is gone. The caller puts *RET_NOW. */
 int managed_begin(struct store *store, const struct vm *vm, struct entry **ret_entry, struct vm **ret_now, struct reason *why);
+/* The same, once no disk of the VM is pending: waits for their jobs. -EBUSY: one of these failed. */
+int managed_begin_settled(struct store *store, const struct vm *vm, struct entry **ret_entry, struct vm **ret_now, struct reason *why);
 void managed_end(struct entry *entry, struct vm *now);
 
 /* Makes NEXT (taken over, whatever happens) what the VM is, on disk and then in the table. The caller holds the change lock. On failure

@@ -62,11 +62,11 @@ static void add_attr(struct strbuf *b, const char *name, const char *value)
 	strbuf_addf(b, "'");
 }
 
-static void add_element(struct strbuf *b, const char *name, const char *text)
+static void add_element(struct strbuf *b, const char *indent, const char *name, const char *text)
 {
 	if (!text)
 		return;
-	strbuf_addf(b, "  <%s>", name);
+	strbuf_addf(b, "%s<%s>", indent, name);
 	add_exact(b, text);
 	strbuf_addf(b, "</%s>\n", name);
 }
@@ -109,7 +109,6 @@ static void add_snapshot(struct strbuf *b, const struct vm *vm, const struct vm_
 {
 	strbuf_addf(b, "  <%s", element);
 	add_attr(b, "uuid", snapshot->uuid);
-	add_attr(b, "name", snapshot->name);
 	add_attr(b, "parent", uuid_of_snapshot(vm, snapshot->parent));
 	strbuf_addf(b, " created='%" PRId64 "'", snapshot->created);
 	add_attr(b, "state", snapshot->state);
@@ -118,7 +117,9 @@ static void add_snapshot(struct strbuf *b, const struct vm *vm, const struct vm_
 	if (vm->current >= 0 && vm->snapshots[vm->current] == snapshot)
 		strbuf_addf(b, " current='1'");
 	strbuf_addf(b, ">\n");
-	add_element(b, "description", snapshot->description);
+	add_element(b, "    ", "name", snapshot->name);
+	add_element(b, "    ", "config", snapshot->config);
+	add_element(b, "    ", "description", snapshot->description);
 	for (size_t i = 0; i < snapshot->nr_disks; i++)
 		add_disk(b, &snapshot->disks[i], "    ");
 	strbuf_addf(b, "  </%s>\n", element);
@@ -131,21 +132,21 @@ static int render(const struct vm *vm, char **ret_text, size_t *ret_len)
 	add_attr(&b, "uuid", vm->uuid);
 	add_attr(&b, "place", vm->place == PLACE_VMS ? "vms" : "clones");
 	strbuf_addf(&b, " created='%" PRId64 "' mode='%04o'>\n", vm->created, (unsigned)vm->mode);
-	add_element(&b, "name", vm->name);
-	add_element(&b, "origin", vm->origin);
+	add_element(&b, "  ", "name", vm->name);
+	add_element(&b, "  ", "origin", vm->origin);
 	for (size_t i = 0; i < vm->nr_disks; i++)
 		add_disk(&b, &vm->disks[i], "  ");
 	for (size_t i = 0; i < vm->nr_snapshots; i++)
 		add_snapshot(&b, vm, vm->snapshots[i], "snapshot");
 	if (vm->saved)
 		add_snapshot(&b, vm, vm->saved, "saved");
-	add_element(&b, "preview", vm->preview);
+	add_element(&b, "  ", "preview", vm->preview);
 	if (vm->memory_path) {
 		strbuf_addf(&b, "  <memory");
 		add_memory_attr(&b, "snapshot", vm->memory_path);
 		strbuf_addf(&b, "/>\n");
 	}
-	add_element(&b, "config", vm->config);
+	add_element(&b, "  ", "config", vm->config);
 	strbuf_addf(&b, "</vm>\n");
 	return strbuf_take(&b, ret_text, ret_len);
 }
@@ -257,7 +258,8 @@ static int parse_snapshot_facts(xmlNodePtr node, struct vm_snapshot *snapshot, b
 {
 	auto_free char *created = xml_attr(node, "created");
 	snapshot->uuid = xml_attr(node, "uuid");
-	snapshot->name = xml_attr(node, "name");
+	snapshot->name = exact_text(node, "name");
+	snapshot->config = exact_text(node, "config");
 	snapshot->parent = xml_attr(node, "parent");
 	snapshot->state = xml_attr(node, "state");
 	snapshot->left_out = xml_attr(node, "left-out");

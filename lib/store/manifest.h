@@ -6,12 +6,12 @@
  *     <disk target='vda' file='vda.img' layer='UUID.qcow2' format='qcow2'>
  *       <pending path='/…' format='qcow2' snapshot='tag' base='UUID.raw' row='…'/>      see pending.h
  *     </disk>
- *     <snapshot uuid='…' name='before' parent='UUID' created='1700000000' state='running' left-out='vdc'
+ *     <snapshot uuid='…' parent='UUID' created='1700000000' state='running' left-out='vdc'
  *               memory='UUID' current='1'>                       in order of time; memory: its RAM is snapshots/UUID.memory
- *       <description>…</description>
+ *       <name>before</name> <description>…</description>
  *       <disk target='vda' file='vda.img' layer='UUID.qcow2' format='qcow2'/>
  *     </snapshot>
- *     <saved uuid='…' parent='UUID' …>…</saved>                  the same, unnamed: the state before the preview
+ *     <saved uuid='…' parent='UUID' …>…</saved>                  the state before the preview: the same, with <config> instead of a name
  *     <preview>upgraded</preview>                                what is previewed, in words
  *     <memory snapshot='UUID'/>                                  whose RAM belongs to the state now
  *     <config>…</config>                                         the domain XML, byte for byte, as text

@@ -14,6 +14,7 @@
 #define STORE_STORE_INTERNAL_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "base/list.h"
 #include "store/intern.h"
@@ -34,6 +35,7 @@ struct entry {
 	uint32_t id;
 	char *key; /* SOURCE path of its XML or image; UUID of a managed VM */
 	pthread_mutex_t change;
+	atomic_uint nr_waiting; /* for its heads to be closed by whoever only looks at them or works on them in the background */
 	uint64_t snapshots_complaint; /* protected by change: hash of what was said to be wrong with its snapshots; 0: nothing */
 
 	/* protected by store->lock */

@@ -115,6 +115,13 @@ static int with_disks(struct store *store, const struct vm *vm, const struct vm_
 	return finish_text(err, ret, ret_len);
 }
 
+int text_domain(struct store *store, const struct vm *vm, const char *config, const struct vm_disk *disks, size_t nr_disks, char **ret,
+		struct reason *why)
+{
+	size_t len = 0;
+	return with_disks(store, vm, disks, nr_disks, NULL, config, strlen(config), ret, &len, why);
+}
+
 int store_domain_xml(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, const char *mount_dir,
 		     char **ret, size_t *ret_len, struct reason *why)
 {
@@ -154,7 +161,7 @@ static int render_snapshot(struct store *store, const struct vm *vm, const struc
 		.state = snapshot->state ? snapshot->state : "shutoff",
 		.parent = snapshot->parent,
 		.created = snapshot->created,
-		.has_memory = snapshot->memory_disk >= 0,
+		.has_memory = snapshot->memory_disk >= 0 || snapshot->memory_path,
 		.disks = disks,
 		.nr_disks = snapshot->nr_disks,
 		.domain_text = domain,
@@ -169,7 +176,7 @@ int store_snapshot_xml(struct store *store, const struct vm *vm, const struct vm
 {
 	auto_free char *text = NULL;
 	size_t len = 0;
-	if (!snapshot->metadata_path)
+	if (!snapshot->metadata_path || vm->kind == VM_MANAGED)
 		return finish_text(render_snapshot(store, vm, snapshot, ret, why), ret, ret_len);
 	int err = load_file(store, snapshot->metadata_path, &text, &len, why);
 	if (!err)

@@ -9,4 +9,8 @@
 int text_config(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, char **ret, size_t *ret_len,
 		struct reason *why);
 
+/* CONFIG, a whole <domain>, as it is shown of a VM with these disks: its name, its UUID, their files. The caller frees. */
+int text_domain(struct store *store, const struct vm *vm, const char *config, const struct vm_disk *disks, size_t nr_disks, char **ret,
+		struct reason *why);
+
 #endif

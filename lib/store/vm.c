@@ -71,6 +71,7 @@ static void snapshot_done(struct vm_snapshot *snapshot)
 	free(snapshot->memory_path);
 	free(snapshot->metadata_path);
 	free(snapshot->left_out);
+	free(snapshot->config);
 }
 
 struct vm_snapshot *vm_snapshot_new(void)
@@ -242,7 +243,7 @@ static int snapshot_copy_into(struct vm_snapshot *to, const struct vm_snapshot *
 	if (text_set(&to->name, from->name) || text_set(&to->uuid, from->uuid) ||
 	    text_set(&to->parent, from->parent) || text_set(&to->state, from->state) ||
 	    text_set(&to->description, from->description) || text_set(&to->memory_path, from->memory_path) ||
-	    text_set(&to->metadata_path, from->metadata_path) || text_set(&to->left_out, from->left_out))
+	    text_set(&to->metadata_path, from->metadata_path) || text_set(&to->left_out, from->left_out) || text_set(&to->config, from->config))
 		return -ENOMEM;
 	return disks_copy(&to->disks, &to->nr_disks, from->disks, from->nr_disks);
 }

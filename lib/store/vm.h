@@ -55,6 +55,7 @@ struct vm_snapshot {
 	int memory_disk; /* -1: none */
 	char *memory_path;
 	char *metadata_path; /* libvirt's snapshot XML; managed: the store's own, for its <domain>; NULL: none */
+	char *config; /* a preview's saved state: the domain XML as it was given; else NULL */
 	char *left_out; /* managed: targets of the disks that went on without being part of it, separated by blanks; NULL: none */
 };
 
