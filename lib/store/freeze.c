@@ -12,7 +12,9 @@
 
 struct freeze_item {
 	size_t disk; /* index in the description */
-	struct open_head *oh;
+	struct open_head *oh; /* NULL: nobody has it open */
+	struct overlay_facts facts; /* of one that isn't open */
+	struct view *below; /* of one that is: what lay beneath, kept locked until the new head is open */
 	bool gate_closed;
 	bool closed; /* the old head */
 	char fresh[LAYER_NAME_MAX]; /* "": the disk is blank */
@@ -36,6 +38,32 @@ static const struct vm_disk *disk_of(const struct freezing *f, const struct free
 	return &f->now->disks[item->disk];
 }
 
+/* Most of the flush without stopping anybody. */
+static int open_item(struct freezing *f, struct freeze_item *item, struct reason *why)
+{
+	int err = head_get(f->store, f->entry, disk_of(f, item), &item->oh, why);
+	if (err)
+		return err;
+	f->nr_items++;
+	pthread_rwlock_rdlock(&item->oh->swap);
+	err = item->oh->head ? head_flush(item->oh->head) : item->oh->lost_err;
+	pthread_rwlock_unlock(&item->oh->swap);
+	return err ? reason_set(why, err, "flushing it: %s", strerror(-err)) : 0;
+}
+
+/* Nobody can open the disk while the change lock is held: its chain, which may be long, isn't needed. */
+static int settle_item(struct freezing *f, struct freeze_item *item, struct reason *why)
+{
+	const struct vm_disk *disk = disk_of(f, item);
+	if (disk->error)
+		return reason_set(why, disk->error, "%s", disk->error_text ? disk->error_text : strerror(-disk->error));
+	auto_free char *path = layer_path(f->store, disk->layer);
+	int err = path ? overlay_settle(f->store->layers_fd, disk->layer, path, &item->facts, why) : -ENOMEM;
+	if (!err)
+		f->nr_items++;
+	return err;
+}
+
 /* Step 1. */
 static int open_disks(struct freezing *f, struct reason *why)
 {
@@ -44,16 +72,9 @@ static int open_disks(struct freezing *f, struct reason *why)
 			continue;
 		struct freeze_item *item = &f->items[f->nr_items];
 		item->disk = i;
-		int err = head_get(f->store, f->entry, &f->now->disks[i], &item->oh, why);
+		int err = head_lookup(f->store, &f->now->disks[i]) ? open_item(f, item, why) : settle_item(f, item, why);
 		if (err)
 			return reason_prefix(why, err, "disk %s: ", f->now->disks[i].file_name);
-		f->nr_items++;
-		/* Most of it without stopping anybody. */
-		pthread_rwlock_rdlock(&item->oh->swap);
-		err = item->oh->head ? head_flush(item->oh->head) : item->oh->lost_err;
-		pthread_rwlock_unlock(&item->oh->swap);
-		if (err)
-			return reason_set(why, err, "disk %s: flushing it: %s", f->now->disks[i].file_name, strerror(-err));
 	}
 	return 0;
 }
@@ -62,28 +83,47 @@ static int open_disks(struct freezing *f, struct reason *why)
 static void close_gates(struct freezing *f)
 {
 	for (size_t i = 0; i < f->nr_items; i++) {
+		if (!f->items[i].oh)
+			continue;
 		pthread_rwlock_wrlock(&f->items[i].oh->swap);
 		f->items[i].gate_closed = true;
 	}
 }
 
-static int make_overlay(struct freezing *f, struct freeze_item *item, struct reason *why)
+/* What the disk is, now that nobody writes to it. */
+static int look(struct freeze_item *item, struct stat *ret_st, bool *ret_blank)
 {
-	struct frozen_disk *frozen = &f->frozen[item->disk];
+	if (!item->oh) {
+		*ret_st = item->facts.st;
+		*ret_blank = item->facts.empty && !item->facts.has_backing;
+		item->virtual_size = item->facts.virtual_size;
+		return 0;
+	}
 	struct head *head = item->oh->head;
 	if (!head)
 		return item->oh->lost_err;
-	struct stat st;
-	head_stat(head, &st);
-	frozen->owner = (struct layer_owner){st.st_mode & 0777, st.st_uid, st.st_gid};
+	head_stat(head, ret_st);
+	*ret_blank = head_is_blank(head);
 	item->virtual_size = head_virtual_size(head);
+	return 0;
+}
+
+static int make_overlay(struct freezing *f, struct freeze_item *item, struct reason *why)
+{
+	struct frozen_disk *frozen = &f->frozen[item->disk];
+	struct stat st;
+	bool blank = false;
+	int err = look(item, &st, &blank);
+	if (err)
+		return err;
+	frozen->owner = (struct layer_owner){st.st_mode & 0777, st.st_uid, st.st_gid};
 	frozen->virtual_size = (item->virtual_size + 511) & ~511ull;
-	if (head_is_blank(head) && !f->spec->blanks_too)
+	if (blank && !f->spec->blanks_too)
 		return 0;
-	snprintf(frozen->layer, sizeof frozen->layer, "%s", item->oh->layer);
+	snprintf(frozen->layer, sizeof frozen->layer, "%s", disk_of(f, item)->layer);
 	struct overlay_spec spec = {
 		.virtual_size = frozen->virtual_size, .backing_name = frozen->layer, .backing_format = IMAGE_QCOW2};
-	int err = layer_create(f->store, &spec, frozen->layer, &frozen->owner, item->fresh, why);
+	err = layer_create(f->store, &spec, frozen->layer, &frozen->owner, item->fresh, why);
 	if (err)
 		*item->fresh = '\0';
 	return err;
@@ -107,10 +147,15 @@ static int close_heads(struct freezing *f, struct reason *why)
 {
 	for (size_t i = 0; i < f->nr_items; i++) {
 		struct freeze_item *item = &f->items[i];
-		if (!*item->fresh)
+		if (!*item->fresh || !item->oh)
 			continue;
+		/* Its locks are held on: a thousand layers aren't unlocked and locked again. */
+		item->below = head_below(item->oh->head);
+		int err = item->below ? view_lock(item->below, why) : 0;
+		if (err)
+			view_put(take_ptr(item->below));
 		item->closed = true;
-		int err = head_detach(item->oh);
+		err = head_detach(item->oh);
 		if (err)
 			return reason_set(why, err, "disk %s: writing it back: %s", disk_of(f, item)->file_name, strerror(-err));
 	}
@@ -149,6 +194,22 @@ static int commit(struct freezing *f, struct reason *why)
 	return 0;
 }
 
+/* After a commit what lies beneath the new overlay is the old one over what lay beneath that: nothing is walked. */
+static int reopen(struct freezing *f, struct freeze_item *item, struct reason *why)
+{
+	const char *old = f->frozen[item->disk].layer;
+	auto_free char *path = layer_path(f->store, old);
+	if (!path || strcmp(disk_of(f, item)->layer, item->fresh) != 0)
+		return head_reattach(f->store, item->oh, disk_of(f, item), why);
+	const struct disk_source top = {path, IMAGE_QCOW2, NULL};
+	struct view *beneath = NULL;
+	int err = view_open_over(f->store->images, &top, item->below, &beneath, why);
+	if (!err)
+		err = head_attach(f->store, item->oh, item->fresh, beneath, why);
+	view_put(beneath);
+	return err;
+}
+
 /* Step 6, or what undoes step 4: opens what the description names now. Who has no other user than us needn't be opened. */
 static void reopen_heads(struct freezing *f)
 {
@@ -157,7 +218,7 @@ static void reopen_heads(struct freezing *f)
 		if (!item->closed || item->oh->nr_users == 1)
 			continue;
 		struct reason why = {0};
-		int err = head_reattach(f->store, item->oh, disk_of(f, item), &why);
+		int err = reopen(f, item, &why);
 		if (!err && head_virtual_size(item->oh->head) != item->virtual_size)
 			err = head_resize(item->oh->head, item->virtual_size);
 		if (err)
@@ -184,9 +245,14 @@ static void let_go(struct freezing *f)
 		struct freeze_item *item = &f->items[i];
 		if (*item->fresh)
 			layers_unpin(f->store, item->fresh);
+		if (item->below) {
+			view_unlock(item->below);
+			view_put(item->below);
+		}
 		if (item->gate_closed)
 			pthread_rwlock_unlock(&item->oh->swap);
-		head_put_locked(f->store, item->oh);
+		if (item->oh)
+			head_put_locked(f->store, item->oh);
 	}
 	free(f->items);
 }

@@ -1,7 +1,7 @@
 /* Freezing heads: the layers that a managed VM writes to become ones that never change again, with new overlays on top.
  *
  * The steps, and what a crash after each leaves:
- *   1  every chosen disk is opened (so nobody else, a QEMU say, writes to it) and flushed
+ *   1  every chosen disk that is open is flushed; one that isn't is looked at (nobody else, a QEMU say, writes to it), and stays closed
  *   2  the gates close: writes under way have ended, others wait; one moment for all disks
  *   3  new overlays over the old layers, stable                                       (leftovers, cleared at the next start)
  *   4  the old heads are closed: the layers are clean and complete
