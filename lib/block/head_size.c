@@ -91,10 +91,9 @@ int head_adopt(struct head *head, struct view *view, const struct overlay_spec *
 	return head_changed(head, err);
 }
 
-int head_share(struct head *head, uint64_t guest_off, uint64_t len)
+static int share(struct head *head, uint64_t guest_off, uint64_t len)
 {
-	pthread_rwlock_wrlock(&head->gate);
-	uint64_t old_end = head_virtual_size(head), end = guest_off + len;
+	uint64_t old_end = head_virtual_size(head), end = guest_off + len, nr_stored = 0;
 	int err = make_room(head, end);
 	if (!err)
 		err = grow_to(head, guest_off);
@@ -102,10 +101,16 @@ int head_share(struct head *head, uint64_t guest_off, uint64_t len)
 		err = head_zero_range(head, guest_off, (end >= old_end ? round_up(end, subcluster_size_of(head)) : end) - guest_off, ZERO_SHARE);
 	if (!err && end > old_end)
 		err = set_size(head, end);
-	uint64_t nr_stored = 0;
 	/* What was shared may lie in layers that are about to go. If that fails they stay. */
 	if (atomic_load(&head->nr_pulled) && head_pull_range(head, guest_off, len, &nr_stored))
 		atomic_store(&head->nr_pulled, 0);
+	return err;
+}
+
+int head_share(struct head *head, const struct view *beneath, uint64_t guest_off, uint64_t len)
+{
+	pthread_rwlock_wrlock(&head->gate);
+	int err = head->below == beneath ? share(head, guest_off, len) : -ESTALE;
 	pthread_rwlock_unlock(&head->gate);
 	return head_changed(head, err);
 }

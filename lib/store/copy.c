@@ -123,13 +123,18 @@ static int adopt(struct disk_file *to, struct frozen *from, uint64_t virtual_siz
 
 /* --- sharing with a frozen disk -------------------------------------------------------------------------------------------------- */
 
-/* Whether the head lies over FROM, or over what FROM has been copied to since. */
-static bool is_over(struct open_head *oh, const struct view *from)
+/* Whether BENEATH, over which the head lies, is FROM, or what FROM has been copied to since. */
+static bool is_over(const struct open_head *oh, const struct view *beneath, const struct view *from)
+{
+	return beneath && (view_equal(beneath, from) || (oh->origin && view_equal(oh->origin->view, from)));
+}
+
+static int share_if_over(struct open_head *oh, const struct view *from, uint64_t off, uint64_t len)
 {
 	struct view *beneath = head_below(oh->head);
-	bool over = beneath && (view_equal(beneath, from) || (oh->origin && view_equal(oh->origin->view, from)));
+	int err = is_over(oh, beneath, from) ? head_share(oh->head, beneath, off, len) : NOT_SHARED;
 	view_put(beneath);
-	return over;
+	return err == -ESTALE ? NOT_SHARED : err; /* a job has put something else beneath it */
 }
 
 /* Shares a range with FROM if the disk lies over it. */
@@ -137,7 +142,7 @@ static int share_over(struct disk_file *to, const struct view *from, uint64_t of
 {
 	struct open_head *oh = to->head;
 	pthread_rwlock_rdlock(&oh->swap);
-	int err = !oh->head ? oh->lost_err : is_over(oh, from) ? head_share(oh->head, off, len) : NOT_SHARED;
+	int err = oh->head ? share_if_over(oh, from, off, len) : oh->lost_err;
 	pthread_rwlock_unlock(&oh->swap);
 	return err;
 }

@@ -111,10 +111,10 @@ static void do_resize(struct head *head)
 	size = want;
 }
 
-static void do_share(struct head *head, uint64_t base_size)
+static void do_share(struct head *head, const struct view *view, uint64_t base_size)
 {
 	uint64_t off = pick(base_size), len = 1 + pick(base_size - off);
-	CHECK(head_share(head, off, len));
+	CHECK(head_share(head, view, off, len));
 	if (off > size)
 		memset(model + size, 0, off - size);
 	memcpy(model + off, base + off, len);
@@ -257,7 +257,7 @@ int main(int argc, char **argv)
 		char when[60];
 		switch (random() % 20) {
 		case 0: do_resize(head); break;
-		case 1: do_share(head, base_size); break;
+		case 1: do_share(head, view, base_size); break;
 		case 2:
 		case 3:
 		case 4: do_discard(head); break;
