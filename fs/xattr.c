@@ -37,6 +37,25 @@ static int get_parent(struct fs *fs, const struct place *place, struct strbuf *v
 	return add_text(place->snapshot->parent, value);
 }
 
+/* In lines: a name can't have one. */
+static int get_children(struct fs *fs, const struct place *place, struct strbuf *value)
+{
+	size_t nr = 0;
+	(void)fs;
+	for (size_t i = 0; i < place->vm->nr_snapshots; i++) {
+		const struct vm_snapshot *snapshot = place->vm->snapshots[i];
+		if (snapshot->parent && !strcmp(snapshot->parent, place->snapshot->name))
+			strbuf_addf(value, "%s%s", nr++ ? "\n" : "", snapshot->name);
+	}
+	return nr ? 0 : -ENODATA;
+}
+
+static int get_preview(struct fs *fs, const struct place *place, struct strbuf *value)
+{
+	(void)fs;
+	return add_text(place->vm->preview, value);
+}
+
 static int get_state(struct fs *fs, const struct place *place, struct strbuf *value)
 {
 	(void)fs;
@@ -100,9 +119,11 @@ static const struct extended {
 	{NODE_VM, PREFIX "uuid", get_uuid},
 	{NODE_VM, PREFIX "created", get_created},
 	{NODE_VM, PREFIX "origin", get_origin},
+	{NODE_VM, PREFIX "preview", get_preview},
 	{NODE_SNAPSHOT, PREFIX "uuid", get_uuid},
 	{NODE_SNAPSHOT, PREFIX "created", get_created},
 	{NODE_SNAPSHOT, PREFIX "parent", get_parent},
+	{NODE_SNAPSHOT, PREFIX "children", get_children},
 	{NODE_SNAPSHOT, PREFIX "state", get_state},
 	{NODE_SNAPSHOT, PREFIX "description", get_description},
 	{NODE_DISK, PREFIX "chain", get_chain},

@@ -93,6 +93,8 @@ static void add_disk(struct strbuf *b, const struct vm_disk *disk, const char *i
 
 static const char *uuid_of_snapshot(const struct vm *vm, const char *name)
 {
+	if (name && vm->nr_snapshots > 1 && strcmp(vm->snapshots[vm->nr_snapshots - 2]->name, name) == 0)
+		return vm->snapshots[vm->nr_snapshots - 2]->uuid; /* of the newest it mostly is */
 	const struct vm_snapshot *snapshot = name ? vm_find_snapshot(vm, name) : NULL;
 	return snapshot ? snapshot->uuid : NULL;
 }
@@ -114,8 +116,6 @@ static void add_snapshot(struct strbuf *b, const struct vm *vm, const struct vm_
 	add_attr(b, "state", snapshot->state);
 	add_attr(b, "left-out", snapshot->left_out);
 	add_memory_attr(b, "memory", snapshot->memory_path);
-	if (vm->current >= 0 && vm->snapshots[vm->current] == snapshot)
-		strbuf_addf(b, " current='1'");
 	strbuf_addf(b, ">\n");
 	add_element(b, "    ", "name", snapshot->name);
 	add_element(b, "    ", "config", snapshot->config);
@@ -125,7 +125,33 @@ static void add_snapshot(struct strbuf *b, const struct vm *vm, const struct vm_
 	strbuf_addf(b, "  </%s>\n", element);
 }
 
-static int render(const struct vm *vm, char **ret_text, size_t *ret_len)
+/* A snapshot's element stays as it is: what was written once, and read back then, is only copied. */
+static void add_snapshots(struct strbuf *b, const struct vm *vm, bool fresh_only)
+{
+	for (size_t i = 0; i < vm->nr_snapshots; i++) {
+		const struct vm_snapshot *snapshot = vm->snapshots[i];
+		if (!snapshot->row)
+			add_snapshot(b, vm, snapshot, "snapshot");
+		else if (!fresh_only)
+			strbuf_add(b, snapshot->row, strlen(snapshot->row));
+	}
+}
+
+static void keep_rows(const struct vm *vm)
+{
+	for (size_t i = 0; i < vm->nr_snapshots; i++) {
+		struct strbuf b = {0};
+		if (vm->snapshots[i]->row)
+			continue;
+		add_snapshot(&b, vm, vm->snapshots[i], "snapshot");
+		if (strbuf_take(&b, &vm->snapshots[i]->row, NULL) < 0)
+			vm->snapshots[i]->row = NULL; /* then it is made anew each time */
+		strbuf_done(&b);
+	}
+}
+
+/* FRESH_ONLY: without the snapshots that were written before. */
+static int render(const struct vm *vm, bool fresh_only, char **ret_text, size_t *ret_len)
 {
 	struct strbuf b = {0};
 	strbuf_addf(&b, "<vm");
@@ -136,8 +162,12 @@ static int render(const struct vm *vm, char **ret_text, size_t *ret_len)
 	add_element(&b, "  ", "origin", vm->origin);
 	for (size_t i = 0; i < vm->nr_disks; i++)
 		add_disk(&b, &vm->disks[i], "  ");
-	for (size_t i = 0; i < vm->nr_snapshots; i++)
-		add_snapshot(&b, vm, vm->snapshots[i], "snapshot");
+	add_snapshots(&b, vm, fresh_only);
+	if (vm->current >= 0) {
+		strbuf_addf(&b, "  <current");
+		add_attr(&b, "snapshot", vm->snapshots[vm->current]->uuid);
+		strbuf_addf(&b, "/>\n");
+	}
 	if (vm->saved)
 		add_snapshot(&b, vm, vm->saved, "saved");
 	add_element(&b, "  ", "preview", vm->preview);
@@ -154,14 +184,20 @@ static int render(const struct vm *vm, char **ret_text, size_t *ret_len)
 static int parse(const char *uuid, const char *text, size_t len, struct vm **ret, struct reason *why);
 
 /* What is written must be what a later start reads: better refused now than lost then. */
-static int check_readable(const struct vm *vm, const char *text, size_t len, struct reason *why)
+static int check_readable(const struct vm *vm, struct reason *why)
 {
 	struct vm *again = NULL;
-	int err = parse(vm->uuid, text, len, &again, why);
+	auto_free char *text = NULL;
+	size_t len = 0, nr_fresh = 0;
+	for (size_t i = 0; i < vm->nr_snapshots; i++)
+		nr_fresh += !vm->snapshots[i]->row;
+	int err = render(vm, true, &text, &len);
+	if (!err)
+		err = parse(vm->uuid, text, len, &again, why);
 	if (err)
 		return reason_prefix(why, err == -EUCLEAN ? -EINVAL : err, "the VM's description can't be written as XML: ");
 	bool same = strcmp(again->name, vm->name) == 0 && strcmp(again->config, vm->config) == 0 &&
-		    again->nr_snapshots == vm->nr_snapshots && again->current == vm->current;
+		    again->nr_snapshots == nr_fresh;
 	vm_put(again);
 	return same ? 0 : reason_set(why, -EINVAL, "the VM's name or configuration can't be written as XML");
 }
@@ -170,9 +206,13 @@ int manifest_save(struct store *store, struct vm *vm, struct reason *why)
 {
 	auto_free char *text = NULL;
 	size_t len = 0;
-	int err = render(vm, &text, &len);
-	if (!err)
-		err = check_readable(vm, text, len, why);
+	int err = check_readable(vm, why);
+	if (err)
+		return err;
+	keep_rows(vm);
+	err = render(vm, false, &text, &len);
+	if (!err && len > XML_TEXT_MAX)
+		err = reason_set(why, -EFBIG, "the VM has too many snapshots: delete some");
 	if (err)
 		return err;
 	auto_close int dirfd = openat(store->vms_fd, vm->uuid, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
@@ -283,11 +323,16 @@ static int parse_snapshot_facts(xmlNodePtr node, struct vm_snapshot *snapshot, b
 static int parse_snapshot(xmlNodePtr node, struct vm *vm, struct reason *why)
 {
 	struct vm_snapshot *snapshot = vm_snapshot_add(vm);
-	auto_free char *current = xml_attr(node, "current");
-	int err = snapshot ? parse_snapshot_facts(node, snapshot, true, why) : -ENOMEM;
-	if (!err && current)
-		vm->current = (int)vm->nr_snapshots - 1;
-	return err;
+	return snapshot ? parse_snapshot_facts(node, snapshot, true, why) : -ENOMEM;
+}
+
+static void parse_current(xmlNodePtr root, struct vm *vm)
+{
+	xmlNodePtr node = xml_child(root, "current");
+	auto_free char *uuid = node ? xml_attr(node, "snapshot") : NULL;
+	for (size_t i = 0; uuid && i < vm->nr_snapshots; i++)
+		if (strcmp(vm->snapshots[i]->uuid, uuid) == 0)
+			vm->current = (int)i;
 }
 
 struct uuid_row {
@@ -328,6 +373,8 @@ static int parse_snapshots(xmlNodePtr root, struct vm *vm, struct reason *why)
 	int err = 0;
 	for (xmlNodePtr node = xml_child(root, "snapshot"); !err && node; node = xml_next(node, "snapshot"))
 		err = parse_snapshot(node, vm, why);
+	if (!err)
+		parse_current(root, vm);
 	xmlNodePtr saved = xml_child(root, "saved");
 	if (!err && saved) {
 		vm->saved = vm_snapshot_new();

@@ -7,10 +7,11 @@
  *       <pending path='/…' format='qcow2' snapshot='tag' base='UUID.raw' row='…'/>      see pending.h
  *     </disk>
  *     <snapshot uuid='…' parent='UUID' created='1700000000' state='running' left-out='vdc'
- *               memory='UUID' current='1'>                       in order of time; memory: its RAM is snapshots/UUID.memory
+ *               memory='UUID'>                                   in order of time; memory: its RAM is snapshots/UUID.memory
  *       <name>before</name> <description>…</description>
  *       <disk target='vda' file='vda.img' layer='UUID.qcow2' format='qcow2'/>
  *     </snapshot>
+ *     <current snapshot='UUID'/>
  *     <saved uuid='…' parent='UUID' …>…</saved>                  the state before the preview: the same, with <config> instead of a name
  *     <preview>upgraded</preview>                                what is previewed, in words
  *     <memory snapshot='UUID'/>                                  whose RAM belongs to the state now

@@ -230,6 +230,8 @@ int store_status_text(struct store *store, const struct vm *vm, char **ret, size
 		strbuf_addf(&b, "current: %s\n", whole->current >= 0 ? whole->snapshots[whole->current]->name : "none");
 	}
 	vm_put(whole);
+	if (vm->preview)
+		strbuf_addf(&b, "preview: %s (actions/commit keeps it, actions/undo goes back)\n", vm->preview);
 	for (size_t i = 0; i < vm->nr_disks; i++)
 		add_disk_status(store, &b, vm, &vm->disks[i], &used);
 	strbuf_addf(&b, "space: %" PRIu64 " bytes allocated\n", used);

@@ -72,6 +72,7 @@ static void snapshot_done(struct vm_snapshot *snapshot)
 	free(snapshot->metadata_path);
 	free(snapshot->left_out);
 	free(snapshot->config);
+	free(snapshot->row);
 }
 
 struct vm_snapshot *vm_snapshot_new(void)

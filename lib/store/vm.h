@@ -56,6 +56,7 @@ struct vm_snapshot {
 	char *memory_path;
 	char *metadata_path; /* libvirt's snapshot XML; managed: the store's own, for its <domain>; NULL: none */
 	char *config; /* a preview's saved state: the domain XML as it was given; else NULL */
+	char *row; /* managed: its element in vm.xml, kept by manifest.c once it is written; NULL: not yet */
 	char *left_out; /* managed: targets of the disks that went on without being part of it, separated by blanks; NULL: none */
 };
 
