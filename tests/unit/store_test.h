@@ -42,7 +42,7 @@
 		}                                                                                                      \
 	} while (0)
 
-static struct reason why;
+static _Thread_local struct reason why;
 static char dir[200]; /* the test's own; real, without symlinks */
 
 __attribute__((unused, format(printf, 1, 2))) static void run(const char *fmt, ...)

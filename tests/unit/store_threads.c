@@ -1,4 +1,4 @@
-/* Clones of a VM that is being written to hold one moment of all its disks; meanwhile others look, clone and remove.
+/* Clones and snapshots of a VM that is being written to hold one moment of all its disks; meanwhile others look, clone, go back and remove.
  * store_threads [ROUNDS] */
 #include <stdatomic.h>
 
@@ -33,13 +33,13 @@ static void *write_numbers(void *arg)
 	return NULL;
 }
 
-/* The newest number in the disk; every block must be whole, and none older than a turn. */
-static uint64_t newest(const struct vm *vm, const char *file_name)
+/* The newest number in the disk (SNAPSHOT NULL: now); every block must be whole, and none older than a turn. */
+static uint64_t newest_in(const struct vm *vm, const struct vm_snapshot *snapshot, const char *file_name)
 {
 	static _Thread_local uint64_t blocks[SLOTS][BLOCK / 8];
 	struct disk_file *file = NULL;
 	uint64_t max = 0;
-	CHECK(disk_open(store, vm, NULL, disk_of(vm, NULL, file_name), false, &file, NULL) == 0);
+	CHECK_ERR(disk_open(store, vm, snapshot, disk_of(vm, snapshot, file_name), false, &file, &why), 0);
 	CHECK(disk_read(file, blocks, sizeof blocks, 0) == 0);
 	CHECK(disk_close(file, NULL) == 0);
 	for (size_t s = 0; s < SLOTS; s++) {
@@ -51,6 +51,86 @@ static uint64_t newest(const struct vm *vm, const char *file_name)
 	for (size_t s = 0; s < SLOTS; s++)
 		CHECK(max < SLOTS || blocks[s][0] + SLOTS > max);
 	return max;
+}
+
+static uint64_t newest(const struct vm *vm, const char *file_name)
+{
+	return newest_in(vm, NULL, file_name);
+}
+
+/* Takes snapshots, looks at them, and deletes all but a few. */
+static void *take_snapshots(void *arg)
+{
+	struct vm *busy = arg;
+	for (int i = 0; i < rounds; i++) {
+		char name[32];
+		snprintf(name, sizeof name, "moment-%d", i);
+		const struct snapshot_spec spec = {.name = name};
+		CHECK_ERR(store_snapshot_create(store, busy, &spec, &why), 0);
+		struct vm *now = store_get(store, busy->id);
+		const struct vm_snapshot *snapshot = vm_find_snapshot(now, name);
+		uint64_t a = newest_in(now, snapshot, "vda.img"), b = newest_in(now, snapshot, "vdb.img");
+		if (b != a && b + 1 != a) {
+			printf("%s: vda is at %llu, vdb at %llu\n", name, (unsigned long long)a, (unsigned long long)b);
+			exit(1);
+		}
+		CHECK(newest_in(now, snapshot, "vda.img") == a);
+		vm_put(now);
+		if (i % 8)
+			CHECK_ERR(store_snapshot_delete(store, busy, name, SNAPSHOT_DROP, &why), 0);
+	}
+	return NULL;
+}
+
+static void write_byte(const struct vm *vm, char byte)
+{
+	struct disk_file *file = NULL;
+	struct vm *now = store_get(store, vm->id);
+	CHECK_ERR(disk_open(store, now, NULL, &now->disks[0], true, &file, &why), 0);
+	CHECK(disk_write(file, &byte, 1, 0) == 0);
+	CHECK_ERR(disk_close(file, &why), 0);
+	vm_put(now);
+}
+
+static char read_byte(const struct vm *vm)
+{
+	struct disk_file *file = NULL;
+	char byte = 0;
+	struct vm *now = store_get(store, vm->id);
+	CHECK_ERR(disk_open(store, now, NULL, &now->disks[0], false, &file, &why), 0);
+	CHECK(disk_read(file, &byte, 1, 0) == 0);
+	CHECK_ERR(disk_close(file, &why), 0);
+	vm_put(now);
+	return byte;
+}
+
+/* Back and forth between two snapshots of a VM that others look at. */
+static void *go_back(void *arg)
+{
+	struct vm *vm = NULL;
+	(void)arg;
+	struct vm *from = store_find(store, PLACE_VMS, "web");
+	CHECK_ERR(store_clone(store, from, from->snapshots[0], "back", getuid(), getgid(), &vm, &why), 0);
+	vm_put(from);
+	for (int i = 0; i < 2; i++) {
+		const char name[2] = {(char)('a' + i), '\0'};
+		const struct snapshot_spec spec = {.name = name};
+		write_byte(vm, name[0]);
+		CHECK_ERR(store_snapshot_create(store, vm, &spec, &why), 0);
+	}
+	for (int i = 0; i < rounds; i++) {
+		const struct preview_spec spec = {.snapshot = "a"};
+		write_byte(vm, 'x');
+		CHECK_ERR(store_preview(store, vm, &spec, &why), 0);
+		CHECK(read_byte(vm) == 'a');
+		write_byte(vm, 'y');
+		CHECK_ERR(i % 2 ? store_preview_undo(store, vm, &why) : store_preview_commit(store, vm, true, &why), 0);
+		CHECK(read_byte(vm) == (i % 2 ? 'x' : 'y'));
+		CHECK_ERR(store_restore(store, vm, "b", true, &why), 0);
+		CHECK(read_byte(vm) == 'b');
+	}
+	vm_put(vm);
+	return NULL;
 }
 
 static void *clone_now(void *arg)
@@ -148,12 +228,13 @@ int main(int argc, char **argv)
 	    "qemu-img snapshot -c first base.qcow2 && qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 web.qcow2", dir);
 	store = store_at("src", true);
 	struct vm *vm = make_vm();
-	void *(*const work[])(void *) = {clone_now, clone_snapshots, write_numbers, look};
-	pthread_t threads[4];
-	for (int i = 0; i < 4; i++)
+	void *(*const work[])(void *) = {clone_now, clone_snapshots, take_snapshots, go_back, write_numbers, look};
+	enum { NR_WORK = sizeof work / sizeof *work };
+	pthread_t threads[NR_WORK];
+	for (int i = 0; i < NR_WORK; i++)
 		CHECK(pthread_create(&threads[i], NULL, work[i], vm) == 0);
-	for (int i = 0; i < 4; i++) {
-		if (i == 2)
+	for (int i = 0; i < NR_WORK; i++) {
+		if (i == NR_WORK - 2)
 			atomic_store(&stop, true);
 		pthread_join(threads[i], NULL);
 	}
