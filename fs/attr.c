@@ -22,6 +22,7 @@ double attr_entry_timeout(const struct place *parent)
 	switch (parent->node.kind) {
 	case NODE_CLONES_OF: /* mkdir in it makes a directory where a link is found then */
 	case NODE_JOBS:
+	case NODE_ACTIONS:
 		return 0;
 	case NODE_VM: /* not everybody sees the same (veil.h), and a rename gives a name to something else */
 	case NODE_DISKS:
@@ -44,6 +45,7 @@ double attr_entry_timeout(const struct place *parent)
 	case NODE_MEMORY:
 	case NODE_DOMAIN:
 	case NODE_DISK:
+	case NODE_ACTION:
 	case NODE_KINDS:
 		break;
 	}
@@ -93,6 +95,7 @@ static mode_t permissions(struct fs *fs, const struct place *place)
 	case NODE_VM:
 	case NODE_DISKS:
 	case NODE_SNAPSHOTS:
+	case NODE_ACTIONS:
 		return managed ? 0755 : 0555;
 	case NODE_ROOT:
 	case NODE_SNAPSHOT:
@@ -108,6 +111,7 @@ static mode_t permissions(struct fs *fs, const struct place *place)
 	case NODE_VM_EVENTS:
 		return managed ? 0644 : 0444; /* rm asks before it removes what can't be written */
 	case NODE_JOB:
+	case NODE_ACTION: /* of a found VM too: who writes to it learns what to do instead */
 		return 0644;
 	case NODE_NONE:
 	case NODE_README:

@@ -7,6 +7,7 @@
 #include <time.h>
 
 #include "base/mem.h"
+#include "fs/control.h"
 #include "fs/fs.h"
 #include "fs/place.h"
 #include "fs/tree.h"
@@ -95,6 +96,9 @@ static void close_content(struct fs *fs, struct handle *handle)
 		break;
 	case HANDLE_DOMAIN:
 		strbuf_done(&handle->edited);
+		break;
+	case HANDLE_ACTION:
+		control_free(handle->control);
 		break;
 	case HANDLE_SCRATCH:
 		scratch_close(fs->scratch, node_number(handle->place->node));

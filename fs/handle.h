@@ -17,12 +17,14 @@ struct fs;
 struct place;
 struct disk_file;
 struct dir_list;
+struct control;
 
 enum handle_kind {
 	HANDLE_DISK,   /* a disk or a snapshot's memory */
 	HANDLE_TEXT,   /* a text as it was when it was opened */
 	HANDLE_EVENTS, /* live */
 	HANDLE_DOMAIN, /* domain.xml being written */
+	HANDLE_ACTION, /* a file in actions/ being written */
 	HANDLE_SCRATCH,
 	HANDLE_DIR,
 };
@@ -41,6 +43,7 @@ struct handle {
 	union {
 		struct disk_file *disk;
 		struct dir_list *dir;
+		struct control *control;
 		struct {
 			char *text;
 			size_t text_len;

@@ -24,6 +24,8 @@ enum node_kind {
 	NODE_VM_EVENTS,
 	NODE_CURRENT,
 	NODE_SNAPSHOTS,
+	NODE_ACTIONS,
+	NODE_ACTION, /* the number of the disk is the enum action_kind */
 	NODE_SCRATCH, /* a VM and a number */
 	NODE_SNAPSHOT,
 	NODE_SNAPSHOT_XML,

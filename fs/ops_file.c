@@ -6,6 +6,7 @@
 
 #include "base/mem.h"
 #include "fs/channel.h"
+#include "fs/control.h"
 #include "fs/kernel.h"
 #include "fs/ops.h"
 #include "fs/text.h"
@@ -121,6 +122,20 @@ static int open_domain_to_edit(struct fs *fs, const struct place *place, struct 
 	return 0;
 }
 
+static int open_action(struct fs *fs, const struct place *place, struct fuse_file_info *fi)
+{
+	struct control *control = NULL;
+	int err = control_new(&control);
+	struct handle *handle = err ? NULL : handle_new(fs, place, HANDLE_ACTION, true);
+	if (!handle) {
+		control_free(control);
+		return -ENOMEM;
+	}
+	handle->control = control;
+	fi->fh = (uintptr_t)handle;
+	return 0;
+}
+
 static int open_live(struct fs *fs, const struct place *place, enum handle_kind kind, struct fuse_file_info *fi)
 {
 	int err = kind == HANDLE_SCRATCH && scratch_open(fs->scratch, node_number(place->node)) < 0 ? -ESTALE : 0;
@@ -149,6 +164,8 @@ int ops_open_place(fuse_req_t req, const struct place *place, struct fuse_file_i
 		return open_live(fs, place, HANDLE_SCRATCH, fi);
 	if (writable && place->node.kind == NODE_DOMAIN && place_is_managed(place))
 		return open_domain_to_edit(fs, place, fi, why);
+	if (writable && place->node.kind == NODE_ACTION && place_is_managed(place))
+		return open_action(fs, place, fi);
 	if (writable)
 		return place_is_managed(place) ? -EPERM : -EROFS;
 	if (text_is(place))
@@ -207,7 +224,11 @@ void ops_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	struct reason why = {0};
 	if (handle->vm && handle->writable)
 		veil_touch(fs->veil, handle->vm);
-	int err = handle->kind == HANDLE_DOMAIN ? save_domain(fs, handle, false, &why) : 0;
+	int err = 0;
+	if (handle->kind == HANDLE_DOMAIN)
+		err = save_domain(fs, handle, false, &why);
+	else if (handle->kind == HANDLE_ACTION)
+		err = control_finish(req, handle, &why);
 	if (err)
 		ops_fail(req, handle->place, "write", NULL, err, &why);
 	else
@@ -241,6 +262,8 @@ void ops_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_in
 		err = disk_flush(handle->disk);
 	else if (handle->kind == HANDLE_DOMAIN)
 		err = save_domain(ops_fs(req), handle, false, &why);
+	else if (handle->kind == HANDLE_ACTION)
+		err = control_finish(req, handle, &why);
 	if (err)
 		ops_fail(req, handle->place, "fsync", NULL, err, &why);
 	else

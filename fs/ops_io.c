@@ -7,8 +7,10 @@
 #include <unistd.h>
 
 #include "base/mem.h"
+#include "fs/control.h"
 #include "fs/loop.h"
 #include "fs/ops.h"
+#include "meta/action.h"
 
 #define COPY_CHUNK (1u << 20)
 #define MUCH_READ  (1u << 20)
@@ -35,18 +37,26 @@ static ssize_t read_disk(struct fs *fs, struct handle *handle, void *buf, size_t
 	return err ? err : (ssize_t)n;
 }
 
+static ssize_t read_text(const char *text, size_t text_len, void *buf, size_t len, uint64_t off)
+{
+	size_t n = clamp(off, len, text_len);
+	if (n)
+		memcpy(buf, text + off, n);
+	return (ssize_t)n;
+}
+
 /* Returns how much was there, or a negative errno. */
 static ssize_t read_handle(struct fs *fs, struct handle *handle, void *buf, size_t len, uint64_t off)
 {
-	size_t n;
 	switch (handle->kind) {
 	case HANDLE_DISK:
 		return read_disk(fs, handle, buf, len, off);
 	case HANDLE_TEXT:
-		n = clamp(off, len, handle->text_len);
-		if (n)
-			memcpy(buf, handle->text + off, n);
-		return (ssize_t)n;
+		return read_text(handle->text, handle->text_len, buf, len, off);
+	case HANDLE_ACTION: {
+		const char *usage = action_usage(handle->place->node.disk);
+		return read_text(usage, strlen(usage), buf, len, off);
+	}
 	case HANDLE_EVENTS:
 		return events_read(fs->events, handle->place->vm ? handle->place->vm->name : NULL, buf, len, off);
 	case HANDLE_DOMAIN:
@@ -68,6 +78,7 @@ static int write_handle(struct fs *fs, struct handle *handle, const void *buf, s
 		return handle_edit(fs, handle, buf, len, off);
 	case HANDLE_SCRATCH:
 		return scratch_write(fs->scratch, node_number(handle->place->node), buf, len, off);
+	case HANDLE_ACTION: /* see ops_write */
 	case HANDLE_TEXT:
 	case HANDLE_EVENTS:
 	case HANDLE_DIR:
@@ -92,9 +103,11 @@ void ops_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t len, off_
 {
 	(void)ino;
 	struct handle *handle = ops_handle(fi);
-	int err = write_handle(ops_fs(req), handle, buf, len, (uint64_t)off);
+	struct reason why = {0};
+	int err = handle->kind == HANDLE_ACTION ? control_write(req, handle, buf, len, &why)
+						: write_handle(ops_fs(req), handle, buf, len, (uint64_t)off);
 	if (err)
-		ops_fail(req, handle->place, "write", NULL, err, NULL);
+		ops_fail(req, handle->place, "write", NULL, err, &why);
 	else
 		fuse_reply_write(req, len);
 }
@@ -214,7 +227,8 @@ void ops_copy_file_range(fuse_req_t req, fuse_ino_t from_ino, off_t from_off, st
 	(void)to_ino;
 	struct handle *from = ops_handle(from_fi), *to = ops_handle(to_fi);
 	struct reason why = {0};
-	ssize_t n = flags ? -EINVAL
+	/* A command isn't copied, but written: the kernel would try again what has failed. */
+	ssize_t n = flags || to->kind == HANDLE_ACTION ? -EOPNOTSUPP
 			  : copy_handle(ops_fs(req), from, (uint64_t)from_off, to, (uint64_t)to_off, len, &why);
 	if (n == -EOPNOTSUPP || n == -EXDEV || n == -EINVAL) /* the kernel copies by itself then */
 		fuse_reply_err(req, (int)-n);

@@ -5,8 +5,10 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "fs/control.h"
 #include "fs/ops.h"
 #include "fs/tree.h"
+#include "meta/action.h"
 
 #define CALLER_GROUPS_MAX 65536
 
@@ -110,8 +112,8 @@ static int mkdir_vm(fuse_req_t req, const struct place *parent, const char *name
 static int mkdir_in_vm(struct fs *fs, const struct place *vm, const char *name, struct place *ret, struct reason *why)
 {
 	enum node_kind kind = tree_service_kind(name);
-	if (kind != NODE_DISKS && kind != NODE_SNAPSHOTS)
-		return reason_set(why, -EPERM, "a VM has no other folders than disks and snapshots");
+	if (kind != NODE_DISKS && kind != NODE_SNAPSHOTS && kind != NODE_ACTIONS)
+		return reason_set(why, -EPERM, "a VM has no other folders than disks, snapshots and actions");
 	veil_lift(fs->veil, vm->node.vm, kind);
 	return place_of_vm((struct node){.kind = kind, .vm = vm->node.vm}, vm_ref(vm->vm), ret);
 }
@@ -204,10 +206,13 @@ static int create_scratch(fuse_req_t req, const struct place *vm, const char *na
 	const struct fuse_ctx *ctx = fuse_req_ctx(req);
 	struct stat st = {.st_uid = ctx->uid, .st_gid = ctx->gid, .st_mode = mode & 0777};
 	uint32_t number;
-	int err = scratch_create(fs->scratch, vm->node.vm, name, &st, is_unwanted(name), &number);
+	char path[TREE_SCRATCH_MAX];
+	bool in_actions = vm->node.kind == NODE_ACTIONS;
+	int err = scratch_create(fs->scratch, vm->node.vm, tree_scratch_name(vm, name, path), &st, in_actions || is_unwanted(name), &number);
 	if (err)
 		return err;
-	veil_lift(fs->veil, vm->node.vm, tree_service_kind(name));
+	if (!in_actions)
+		veil_lift(fs->veil, vm->node.vm, tree_service_kind(name));
 	err = place_of_vm(node_numbered(NODE_SCRATCH, vm->node.vm, number), vm_ref(vm->vm), ret);
 	*ret_handle = err ? NULL : handle_new(fs, ret, HANDLE_SCRATCH, true);
 	if (!*ret_handle)
@@ -224,6 +229,31 @@ static int create_domain(struct fs *fs, const struct place *vm, struct place *re
 	veil_lift(fs->veil, vm->node.vm, NODE_DOMAIN);
 	*ret_handle = handle_new(fs, ret, HANDLE_DOMAIN, true);
 	return *ret_handle ? 0 : -ENOMEM;
+}
+
+/* A copy of a VM brings the files in actions/ along, by their names or by rsync's temporary ones; what is in them does nothing. */
+static int create_action(fuse_req_t req, const struct place *actions, const char *name, mode_t mode, struct place *ret,
+			 struct handle **ret_handle, struct reason *why)
+{
+	struct fs *fs = ops_fs(req);
+	struct node node = {.kind = NODE_ACTION, .vm = actions->node.vm, .disk = action_kind_by_name(name)};
+	auto_free char *final = final_name(name);
+	if (!node.disk && (!final || !action_kind_by_name(final)))
+		return reason_set(why, -EPERM, "there is no such action");
+	if (!node.disk)
+		return create_scratch(req, actions, name, mode, ret, ret_handle);
+	struct control *control = NULL;
+	int err = place_of_vm(node, vm_ref(actions->vm), ret);
+	if (!err)
+		err = control_new(&control);
+	*ret_handle = err ? NULL : handle_new(fs, ret, HANDLE_ACTION, true);
+	if (!*ret_handle) {
+		control_free(control);
+		return err ? err : -ENOMEM;
+	}
+	(*ret_handle)->control = control;
+	veil_lift(fs->veil, actions->node.vm, veil_name(node));
+	return 0;
 }
 
 static int create_disk(fuse_req_t req, const struct place *disks, const char *name, mode_t mode, struct place *ret,
@@ -262,10 +292,12 @@ static int create_file(fuse_req_t req, const struct place *parent, const char *n
 		return -EROFS;
 	if (parent->node.kind == NODE_DISKS)
 		return create_disk(req, parent, name, mode, ret, ret_handle, why);
+	if (parent->node.kind == NODE_ACTIONS)
+		return create_action(req, parent, name, mode, ret, ret_handle, why);
 	if (parent->node.kind != NODE_VM)
 		return -EPERM;
 	enum node_kind kind = tree_service_kind(name);
-	if (kind == NODE_DISKS || kind == NODE_SNAPSHOTS)
+	if (kind == NODE_DISKS || kind == NODE_SNAPSHOTS || kind == NODE_ACTIONS)
 		return -EEXIST;
 	if (kind == NODE_DOMAIN)
 		return create_domain(ops_fs(req), parent, ret, ret_handle);

@@ -7,6 +7,7 @@
 #include "base/mem.h"
 #include "fs/ops.h"
 #include "fs/tree.h"
+#include "meta/action.h"
 
 /* --- unlink ----------------------------------------------------------------------------------------------------------- */
 
@@ -22,6 +23,18 @@ static int unlink_in_vm(struct fs *fs, const struct place *vm, const char *name)
 	return 0;
 }
 
+static int unlink_in_actions(struct fs *fs, const struct place *actions, const char *name)
+{
+	char path[TREE_SCRATCH_MAX];
+	struct node node = {.kind = NODE_ACTION, .vm = actions->node.vm, .disk = action_kind_by_name(name)};
+	if (scratch_unlink(fs->scratch, actions->node.vm, tree_scratch_name(actions, name, path)) == 0)
+		return 0;
+	if (!node.disk)
+		return -ENOENT;
+	veil_remove(fs->veil, node.vm, veil_name(node));
+	return 0;
+}
+
 static int unlink_file(struct fs *fs, const struct place *parent, const char *name, struct reason *why)
 {
 	if (parent->node.kind == NODE_JOBS)
@@ -34,6 +47,8 @@ static int unlink_file(struct fs *fs, const struct place *parent, const char *na
 		return disk_remove(fs->store, parent->vm, name, why);
 	if (parent->node.kind == NODE_VM)
 		return unlink_in_vm(fs, parent, name);
+	if (parent->node.kind == NODE_ACTIONS)
+		return unlink_in_actions(fs, parent, name);
 	return -EROFS;
 }
 
@@ -71,7 +86,7 @@ static int remove_vm(struct fs *fs, const struct place *vm, struct reason *why)
 static int remove_folder(struct fs *fs, const struct place *vm, const char *name, struct reason *why)
 {
 	enum node_kind kind = tree_service_kind(name);
-	size_t nr = kind == NODE_DISKS ? vm->vm->nr_disks : vm->vm->nr_snapshots;
+	size_t nr = kind == NODE_DISKS ? vm->vm->nr_disks : kind == NODE_SNAPSHOTS ? vm->vm->nr_snapshots : 0;
 	if (nr)
 		return reason_set(why, -ENOTEMPTY, "it isn't empty");
 	veil_remove(fs->veil, vm->node.vm, kind);
@@ -210,7 +225,7 @@ static int rename_scratch(struct fs *fs, const struct move *move, uint32_t numbe
 		return scratch_to_domain(fs, move, number, why);
 	if (kind == NODE_CURRENT)
 		return scratch_to_current(fs, move, number, why);
-	if (kind == NODE_DISKS || kind == NODE_SNAPSHOTS)
+	if (kind == NODE_DISKS || kind == NODE_SNAPSHOTS || kind == NODE_ACTIONS)
 		return -EISDIR;
 	if (kind != NODE_NONE) /* a copying program puts its own status or events in place: ours stay */
 		return scratch_unlink(fs->scratch, vm, move->name);
@@ -262,9 +277,26 @@ static int rename_snapshot(struct fs *fs, const struct move *move, struct reason
 	return store_snapshot_rename(fs->store, move->from->vm, move->name, move->new_name, why);
 }
 
+/* A copying program puts its own in place: ours stay. */
+static int rename_in_actions(struct fs *fs, const struct move *move)
+{
+	char path[TREE_SCRATCH_MAX];
+	bool same_dir = move->to->node.kind == NODE_ACTIONS && move->to->node.vm == move->from->node.vm;
+	struct node node = {.kind = NODE_ACTION, .vm = move->from->node.vm, .disk = action_kind_by_name(move->new_name)};
+	if (!same_dir || !node.disk || !move->replaces)
+		return -EPERM;
+	int err = scratch_unlink(fs->scratch, node.vm, tree_scratch_name(move->from, move->name, path));
+	if (err)
+		return -EPERM;
+	veil_lift(fs->veil, node.vm, veil_name(node));
+	return 0;
+}
+
 static int rename_any(fuse_req_t req, const struct move *move, struct reason *why)
 {
 	struct fs *fs = ops_fs(req);
+	if (move->from->node.kind == NODE_ACTIONS && place_is_managed(move->from))
+		return rename_in_actions(fs, move);
 	if (move->from->node.kind == NODE_VMS || move->from->node.kind == NODE_CLONES)
 		return rename_vm(fs, move, why);
 	if (move->from->node.kind == NODE_CLONES_OF || move->from->node.kind == NODE_JOBS)

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "meta/action.h"
 
 const struct vm_disk *place_disks(const struct place *place, size_t *ret_nr)
 {
@@ -19,6 +20,8 @@ static int place_resolve(struct place *place)
 	const struct node *node = &place->node;
 	if (node->kind == NODE_SCRATCH)
 		return 0;
+	if (node->kind == NODE_ACTION)
+		return node->disk > ACTION_NONE && node->disk < ACTION_KINDS && !node->snapshot ? 0 : -ESTALE;
 	if (node->snapshot) {
 		place->snapshot = vm_snapshot_by_id(place->vm, node->snapshot);
 		if (!place->snapshot)
@@ -99,6 +102,7 @@ bool place_is_dir(const struct place *place)
 	case NODE_JOBS:
 	case NODE_VM:
 	case NODE_SNAPSHOTS:
+	case NODE_ACTIONS:
 	case NODE_SNAPSHOT:
 	case NODE_DISKS:
 		return true;
@@ -110,6 +114,7 @@ bool place_is_dir(const struct place *place)
 	case NODE_STATUS:
 	case NODE_VM_EVENTS:
 	case NODE_CURRENT:
+	case NODE_ACTION:
 	case NODE_SCRATCH:
 	case NODE_SNAPSHOT_XML:
 	case NODE_MEMORY:
@@ -145,6 +150,10 @@ static const char *own_name(struct fs *fs, const struct place *place, char **spa
 		return "current";
 	case NODE_SNAPSHOTS:
 		return "snapshots";
+	case NODE_ACTIONS:
+		return "actions";
+	case NODE_ACTION:
+		return action_name(place->node.disk);
 	case NODE_SCRATCH:
 		*spare = scratch_name(fs->scratch, node_number(place->node));
 		return *spare;
@@ -186,6 +195,8 @@ void place_path(struct fs *fs, const struct place *place, const char *name, char
 		}
 		if (place->node.kind == NODE_DISK)
 			parts[nr++] = "disks";
+		if (place->node.kind == NODE_ACTION)
+			parts[nr++] = "actions";
 		if (place->node.kind == NODE_JOB)
 			parts[nr++] = "jobs";
 		parts[nr++] = own_name(fs, place, &spare);

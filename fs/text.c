@@ -6,6 +6,7 @@
 
 #include "base/mem.h"
 #include "base/strbuf.h"
+#include "meta/action.h"
 
 static const char readme[] =
 	"vmsnapfs: virtual machines and their snapshots as files\n"
@@ -43,6 +44,7 @@ bool text_is(const struct place *place)
 	case NODE_STATUS:
 	case NODE_SNAPSHOT_XML:
 	case NODE_DOMAIN:
+	case NODE_ACTION:
 		return true;
 	case NODE_NONE:
 	case NODE_ROOT:
@@ -56,6 +58,7 @@ bool text_is(const struct place *place)
 	case NODE_VM_EVENTS:
 	case NODE_CURRENT:
 	case NODE_SNAPSHOTS:
+	case NODE_ACTIONS:
 	case NODE_SCRATCH:
 	case NODE_SNAPSHOT:
 	case NODE_MEMORY:
@@ -67,10 +70,10 @@ bool text_is(const struct place *place)
 	return false;
 }
 
-static int load_readme(char **ret, size_t *ret_len)
+static int load_fixed(const char *text, char **ret, size_t *ret_len)
 {
-	*ret = strdup(readme);
-	*ret_len = sizeof readme - 1;
+	*ret = strdup(text);
+	*ret_len = strlen(text);
 	return *ret ? 0 : -ENOMEM;
 }
 
@@ -99,7 +102,9 @@ int text_load(struct fs *fs, const struct place *place, char **ret, size_t *ret_
 {
 	switch ((int)place->node.kind) {
 	case NODE_README:
-		return load_readme(ret, ret_len);
+		return load_fixed(readme, ret, ret_len);
+	case NODE_ACTION:
+		return load_fixed(action_usage(place->node.disk), ret, ret_len);
 	case NODE_JOB:
 		return load_job(fs, place, ret, ret_len);
 	case NODE_STATUS:

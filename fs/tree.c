@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "meta/action.h"
 
 /* The names that are the same everywhere. */
 static const struct fixed_name {
@@ -22,9 +23,17 @@ static const struct fixed_name {
 	{NODE_VM, "domain.xml", NODE_DOMAIN},
 	{NODE_VM, "status", NODE_STATUS},
 	{NODE_VM, "disks", NODE_DISKS},
+	{NODE_VM, "memory", NODE_MEMORY},
 	{NODE_VM, "current", NODE_CURRENT},
 	{NODE_VM, "snapshots", NODE_SNAPSHOTS},
+	{NODE_VM, "actions", NODE_ACTIONS},
 	{NODE_VM, "events", NODE_VM_EVENTS},
+	{NODE_ACTIONS, "snapshot", NODE_ACTION},
+	{NODE_ACTIONS, "preview", NODE_ACTION},
+	{NODE_ACTIONS, "commit", NODE_ACTION},
+	{NODE_ACTIONS, "undo", NODE_ACTION},
+	{NODE_ACTIONS, "restore", NODE_ACTION},
+	{NODE_ACTIONS, "delete", NODE_ACTION},
 	{NODE_SNAPSHOT, "domain.xml", NODE_DOMAIN},
 	{NODE_SNAPSHOT, "snapshot.xml", NODE_SNAPSHOT_XML},
 	{NODE_SNAPSHOT, "disks", NODE_DISKS},
@@ -39,9 +48,19 @@ static bool fixed_name_exists(const struct fixed_name *fixed, const struct place
 {
 	if (fixed->kind == NODE_CURRENT)
 		return dir->vm->current >= 0;
+	if (fixed->kind == NODE_MEMORY && !dir->snapshot)
+		return dir->vm->memory_path;
 	if (fixed->kind == NODE_MEMORY)
 		return dir->snapshot->memory_disk >= 0 || dir->snapshot->memory_path;
 	return true;
+}
+
+const char *tree_scratch_name(const struct place *dir, const char *name, char path[TREE_SCRATCH_MAX])
+{
+	if (dir->node.kind != NODE_ACTIONS)
+		return name;
+	snprintf(path, TREE_SCRATCH_MAX, "actions/%s", name);
+	return path;
 }
 
 enum node_kind tree_service_kind(const char *name)
@@ -58,6 +77,22 @@ static struct node node_beside(const struct place *place, enum node_kind kind)
 	return (struct node){.kind = kind, .vm = place->node.vm, .snapshot = place->node.snapshot};
 }
 
+/* What FIXED is in the directory DIR. */
+static struct node fixed_node(const struct fixed_name *fixed, const struct place *dir)
+{
+	struct node node = node_beside(dir, fixed->kind);
+	if (fixed->kind == NODE_ACTION)
+		node.disk = action_kind_by_name(fixed->name);
+	return node;
+}
+
+/* See veil.h. */
+static bool fixed_name_is_hidden(struct fs *fs, const struct fixed_name *fixed, const struct place *dir, pid_t thread)
+{
+	return (fixed->parent == NODE_VM || fixed->parent == NODE_ACTIONS) &&
+	       veil_hides(fs->veil, dir->node.vm, veil_name(fixed_node(fixed, dir)), thread);
+}
+
 struct node tree_parent(const struct place *place)
 {
 	switch (place->node.kind) {
@@ -72,8 +107,11 @@ struct node tree_parent(const struct place *place)
 	case NODE_VM_EVENTS:
 	case NODE_CURRENT:
 	case NODE_SNAPSHOTS:
+	case NODE_ACTIONS:
 	case NODE_SCRATCH:
 		return (struct node){.kind = NODE_VM, .vm = place->node.vm};
+	case NODE_ACTION:
+		return (struct node){.kind = NODE_ACTIONS, .vm = place->node.vm};
 	case NODE_SNAPSHOT:
 		return (struct node){.kind = NODE_SNAPSHOTS, .vm = place->node.vm};
 	case NODE_SNAPSHOT_XML:
@@ -177,9 +215,9 @@ static int lookup_fixed(struct fs *fs, const struct place *parent, const char *n
 	for_each_fixed_name(fixed) {
 		if (fixed->parent != parent->node.kind || strcmp(fixed->name, name) || !fixed_name_exists(fixed, parent))
 			continue;
-		if (fixed->parent == NODE_VM && veil_hides(fs->veil, parent->node.vm, fixed->kind, thread))
+		if (fixed_name_is_hidden(fs, fixed, parent, thread))
 			return -ENOENT;
-		return open_in_vm(parent, node_beside(parent, fixed->kind), ret);
+		return open_in_vm(parent, fixed_node(fixed, parent), ret);
 	}
 	return -ENOENT;
 }
@@ -214,7 +252,8 @@ static int lookup_disk(const struct place *parent, const char *name, struct plac
 
 static int lookup_scratch(struct fs *fs, const struct place *parent, const char *name, struct place *ret)
 {
-	uint32_t number = scratch_find(fs->scratch, parent->node.vm, name);
+	char path[TREE_SCRATCH_MAX];
+	uint32_t number = scratch_find(fs->scratch, parent->node.vm, tree_scratch_name(parent, name, path));
 	return number ? open_in_vm(parent, node_numbered(NODE_SCRATCH, parent->node.vm, number), ret) : -ENOENT;
 }
 
@@ -268,6 +307,8 @@ int tree_lookup(struct fs *fs, const struct place *parent, const char *name, pid
 		return lookup_job(fs, name, ret);
 	case NODE_VM:
 		return lookup_in_vm(fs, parent, name, thread, ret);
+	case NODE_ACTIONS:
+		return lookup_fixed(fs, parent, name, thread, ret) == 0 ? 0 : lookup_scratch(fs, parent, name, ret);
 	}
 	return lookup_fixed(fs, parent, name, thread, ret);
 }
@@ -306,9 +347,9 @@ static int list_fixed(struct fs *fs, const struct place *dir, struct dir_list *l
 	for_each_fixed_name(fixed) {
 		if (fixed->parent != dir->node.kind || !fixed_name_exists(fixed, dir))
 			continue;
-		if (fixed->parent == NODE_VM && veil_hides(fs->veil, dir->node.vm, fixed->kind, 0))
+		if (fixed_name_is_hidden(fs, fixed, dir, 0))
 			continue;
-		err = err ? err : list_add(list, fixed->name, node_beside(dir, fixed->kind));
+		err = err ? err : list_add(list, fixed->name, fixed_node(fixed, dir));
 	}
 	return err;
 }

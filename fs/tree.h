@@ -15,6 +15,10 @@ struct node tree_parent(const struct place *place);
 /* Which fixed name (domain.xml, disks, …) of a VM's directory NAME is; NODE_NONE: none. */
 enum node_kind tree_service_kind(const char *name);
 
+/* The name that a scratch file NAME in DIR, a VM's directory or its actions/, has among those of the VM. PATH is room for it. */
+#define TREE_SCRATCH_MAX 300
+const char *tree_scratch_name(const struct place *dir, const char *name, char path[TREE_SCRATCH_MAX]);
+
 /* Where the link PLACE points to; the caller frees. -EINVAL: it is none. */
 int tree_link_target(struct fs *fs, const struct place *place, char **ret_target);
 

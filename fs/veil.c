@@ -7,20 +7,21 @@
 
 #include "fs/callers.h"
 #include "fs/clock.h"
+#include "meta/action.h"
 
 #define VEILS	   64
 #define COVERED_MS 60000
 #define REMOVED_MS 10000
 
-static_assert(NODE_KINDS <= 32, "a bit for each kind");
+static_assert(NODE_KINDS + ACTION_KINDS <= 64, "a bit for each name");
 
 struct veil_entry {
 	uint32_t vm; /* 0: free */
 	int64_t seen_ms;
 	pid_t maker; /* 0: none */
 	int64_t covered_ms;
-	uint32_t made; /* by the maker, a bit for each kind */
-	uint32_t removed;
+	uint64_t made; /* by the maker, a bit for each name */
+	uint64_t removed;
 	int64_t removed_ms;
 };
 
@@ -94,46 +95,46 @@ void veil_touch(struct veil *veil, uint32_t vm)
 	pthread_mutex_unlock(&veil->lock);
 }
 
-void veil_remove(struct veil *veil, uint32_t vm, enum node_kind kind)
+void veil_remove(struct veil *veil, uint32_t vm, unsigned name)
 {
 	pthread_mutex_lock(&veil->lock);
 	struct veil_entry *entry = make_locked(veil, vm);
 	if (entry->seen_ms - entry->removed_ms >= REMOVED_MS)
 		entry->removed = 0;
-	entry->removed |= 1u << kind;
+	entry->removed |= 1ull << name;
 	entry->removed_ms = entry->seen_ms;
 	pthread_mutex_unlock(&veil->lock);
 }
 
-void veil_lift(struct veil *veil, uint32_t vm, enum node_kind kind)
+void veil_lift(struct veil *veil, uint32_t vm, unsigned name)
 {
 	pthread_mutex_lock(&veil->lock);
 	struct veil_entry *entry = find_locked(veil, vm);
 	if (entry) {
-		entry->made |= 1u << kind;
-		entry->removed &= ~(1u << kind);
+		entry->made |= 1ull << name;
+		entry->removed &= ~(1ull << name);
 		entry->seen_ms = entry->covered_ms = clock_ms();
 	}
 	pthread_mutex_unlock(&veil->lock);
 }
 
-static bool is_removed(const struct veil_entry *entry, enum node_kind kind, int64_t now)
+static bool is_removed(const struct veil_entry *entry, unsigned name, int64_t now)
 {
-	return (entry->removed & 1u << kind) && now - entry->removed_ms < REMOVED_MS;
+	return (entry->removed & 1ull << name) && now - entry->removed_ms < REMOVED_MS;
 }
 
-static bool is_covered(const struct veil_entry *entry, enum node_kind kind, int64_t now)
+static bool is_covered(const struct veil_entry *entry, unsigned name, int64_t now)
 {
-	return entry->maker && now - entry->covered_ms < COVERED_MS && !(entry->made & 1u << kind);
+	return entry->maker && now - entry->covered_ms < COVERED_MS && !(entry->made & 1ull << name);
 }
 
-bool veil_hides(struct veil *veil, uint32_t vm, enum node_kind kind, pid_t thread)
+bool veil_hides(struct veil *veil, uint32_t vm, unsigned name, pid_t thread)
 {
 	int64_t now = clock_ms();
 	pthread_mutex_lock(&veil->lock);
 	struct veil_entry *entry = find_locked(veil, vm);
-	bool removed = entry && is_removed(entry, kind, now);
-	pid_t maker = entry && is_covered(entry, kind, now) ? entry->maker : 0;
+	bool removed = entry && is_removed(entry, name, now);
+	pid_t maker = entry && is_covered(entry, name, now) ? entry->maker : 0;
 	pthread_mutex_unlock(&veil->lock);
 	if (removed || !maker || !thread || callers_process(thread) != maker)
 		return removed;

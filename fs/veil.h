@@ -17,6 +17,12 @@
 
 struct veil;
 
+/* What hides: a kind, or one of the files in actions/. */
+static inline unsigned veil_name(struct node node)
+{
+	return node.kind == NODE_ACTION ? NODE_KINDS + node.disk : node.kind;
+}
+
 int veil_new(struct veil **ret);
 void veil_free(struct veil *veil);
 
@@ -24,12 +30,12 @@ void veil_free(struct veil *veil);
 void veil_cover(struct veil *veil, uint32_t vm, pid_t maker);
 /* The process is still at it: what was covered stays so. */
 void veil_touch(struct veil *veil, uint32_t vm);
-/* KIND was removed: hides it from all. */
-void veil_remove(struct veil *veil, uint32_t vm, enum node_kind kind);
-/* KIND was made: shows it to all. */
-void veil_lift(struct veil *veil, uint32_t vm, enum node_kind kind);
+/* NAME was removed: hides it from all. */
+void veil_remove(struct veil *veil, uint32_t vm, unsigned name);
+/* NAME was made: shows it to all. */
+void veil_lift(struct veil *veil, uint32_t vm, unsigned name);
 
-/* Whether THREAD doesn't see KIND; 0: a caller from whom only removed names are hidden. */
-bool veil_hides(struct veil *veil, uint32_t vm, enum node_kind kind, pid_t thread);
+/* Whether THREAD doesn't see NAME; 0: a caller from whom only removed names are hidden. */
+bool veil_hides(struct veil *veil, uint32_t vm, unsigned name, pid_t thread);
 
 #endif

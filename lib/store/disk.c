@@ -211,11 +211,11 @@ static int open_vmstate(struct store *store, const struct vm_snapshot *snapshot,
 int memory_open(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, struct disk_file **ret,
 		struct reason *why)
 {
-	(void)vm;
 	struct view *view = NULL;
-	if (!snapshot || (snapshot->memory_disk < 0 && !snapshot->memory_path))
-		return reason_set(why, -ENOENT, "the snapshot holds no RAM");
-	int err = snapshot->memory_path ? open_plain(store, snapshot->memory_path, ret, why) : open_vmstate(store, snapshot, &view, why);
+	const char *path = snapshot ? snapshot->memory_path : vm->memory_path;
+	if (!path && (!snapshot || snapshot->memory_disk < 0))
+		return reason_set(why, -ENOENT, "no RAM is kept with it");
+	int err = path ? open_plain(store, path, ret, why) : open_vmstate(store, snapshot, &view, why);
 	if (!err && view) {
 		*ret = file_new(store, DISK_FILE_VMSTATE);
 		err = *ret ? view_lock(view, why) : -ENOMEM;
@@ -225,7 +225,7 @@ int memory_open(struct store *store, const struct vm *vm, const struct vm_snapsh
 			file_free(*ret);
 	}
 	view_put(view);
-	if (!err)
+	if (!err && snapshot)
 		(*ret)->created = snapshot->created;
 	return err;
 }

@@ -110,7 +110,7 @@ struct disk_file; /* an open disk: a frozen view or a head */
 /* Opens a disk. WRITABLE on anything but a managed head: -EROFS. Image locks are held until disk_close. */
 int disk_open(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, const struct vm_disk *disk,
 	      bool writable, struct disk_file **ret, struct reason *why);
-/* Opens the RAM state of a snapshot, read-only. -ENOENT: it has none. */
+/* Opens the RAM state of a snapshot, or that of the VM as it is now, read-only. -ENOENT: it has none. */
 int memory_open(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, struct disk_file **ret,
 		struct reason *why);
 int memory_stat(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, struct disk_stat *ret,

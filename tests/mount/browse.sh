@@ -27,7 +27,7 @@ web=mnt/vms/web
 say "the tree"
 lists mnt README.txt events vms clones jobs
 [ "$(wc -l <mnt/README.txt)" -gt 5 ] || fail "README.txt is short"
-lists $web domain.xml status disks current snapshots events
+lists $web domain.xml status disks current snapshots actions events
 lists $web/disks vda.img vdb.img
 lists $web/snapshots installed patched upgraded
 lists $web/snapshots/patched domain.xml snapshot.xml disks

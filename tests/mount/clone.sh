@@ -29,7 +29,7 @@ for s in installed patched upgraded; do
 	mkdir $clones/web@$s/by-mkdir-$s
 	same_disks $clones/by-mkdir-$s $s
 	lists $clones/web@$s by-mkdir-$s
-	lists $clones/by-mkdir-$s domain.xml status disks snapshots events
+	lists $clones/by-mkdir-$s domain.xml status disks snapshots actions events
 done
 lists $clones by-mkdir-installed by-mkdir-patched by-mkdir-upgraded
 contains "$(cat $clones/by-mkdir-patched/status)" web@patched "the origin in status"

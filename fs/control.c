@@ -1,0 +1,338 @@
+#include "fs/control.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/mem.h"
+#include "fs/ops.h"
+#include "meta/action.h"
+
+#define MADE_NAMES_MAX 1000
+
+struct control {
+	pthread_mutex_t lock;
+	/* protected by lock */
+	struct strbuf text;
+	size_t taken; /* bytes at its beginning that have been carried out */
+};
+
+int control_new(struct control **ret)
+{
+	struct control *control = calloc(1, sizeof *control);
+	if (!control)
+		return -ENOMEM;
+	pthread_mutex_init(&control->lock, NULL);
+	*ret = control;
+	return 0;
+}
+
+void control_free(struct control *control)
+{
+	if (!control)
+		return;
+	pthread_mutex_destroy(&control->lock);
+	strbuf_done(&control->text);
+	free(control);
+}
+
+/* --- which disk, which snapshot --------------------------------------------------------------------------------------- */
+
+/* Whether FILE ("UUID.qcow2", with or without a directory before it) is the layer UUID. */
+static bool is_layer(const char *file, const char *uuid)
+{
+	if (!file)
+		return false;
+	const char *slash = strrchr(file, '/');
+	const char *base = slash ? slash + 1 : file;
+	size_t len = strlen(uuid);
+	return !strncmp(base, uuid, len) && base[len] == '.';
+}
+
+static bool is_disk(const struct vm_disk *disk, const char *name)
+{
+	if (!disk->target)
+		return false;
+	return !strcmp(disk->target, name) || !strcmp(disk->file_name, name) || is_layer(disk->layer, name) ||
+	       (*name == '/' && disk->path && !strcmp(disk->path, name));
+}
+
+/* The store's name for a disk, which can't be told by its image's path there. */
+static const char *disk_name(const struct vm *vm, const char *name)
+{
+	for (size_t i = 0; *name == '/' && i < vm->nr_disks; i++)
+		if (is_disk(&vm->disks[i], name))
+			return vm->disks[i].target;
+	return name;
+}
+
+/* The snapshot in which DISK was the layer IMAGE; NULL: none. */
+static const struct vm_snapshot *snapshot_of_image(const struct vm *vm, const char *disk, const char *image)
+{
+	for (size_t i = 0; i < vm->nr_snapshots; i++)
+		for (size_t k = 0; k < vm->snapshots[i]->nr_disks; k++) {
+			const struct vm_disk *then = &vm->snapshots[i]->disks[k];
+			if (is_layer(then->path, image) && (is_disk(then, disk) || is_disk(then, disk_name(vm, disk))))
+				return vm->snapshots[i];
+		}
+	return NULL;
+}
+
+/* --- snapshot ------------------------------------------------------------------------------------------------------------ */
+
+/* The daemon reads the file: who couldn't read it himself can't have it read. */
+static int check_memory(fuse_req_t req, const char *path, struct reason *why)
+{
+	const struct fuse_ctx *ctx = fuse_req_ctx(req);
+	struct stat st;
+	if (stat(path, &st) < 0)
+		return reason_set(why, -errno, "%s: %s", path, strerror(errno));
+	if (!S_ISREG(st.st_mode))
+		return reason_set(why, -EINVAL, "%s is no file", path);
+	if (ctx->uid != geteuid() && !attr_may_read(ctx->uid, &ctx->gid, 1, st.st_uid, st.st_gid, st.st_mode))
+		return reason_set(why, -EACCES, "user %u may not read %s", (unsigned)ctx->uid, path);
+	return 0;
+}
+
+static bool is_left_out(const struct action *action, const struct vm_disk *disk)
+{
+	for (size_t i = 0; i < action->nr_left_out; i++)
+		if (is_disk(disk, action->left_out[i]))
+			return true;
+	return false;
+}
+
+static int check_left_out(const struct vm *vm, const struct action *action, struct reason *why)
+{
+	for (size_t i = 0; i < action->nr_left_out; i++) {
+		size_t k = 0;
+		while (k < vm->nr_disks && !is_disk(&vm->disks[k], action->left_out[i]))
+			k++;
+		if (k == vm->nr_disks)
+			return reason_set(why, -ENOENT, "%s has no disk %s", vm->name, action->left_out[i]);
+	}
+	return 0;
+}
+
+/* A name made from a description that is taken gets a number. */
+static int create_snapshot(struct fs *fs, struct vm *vm, const struct action *action, struct snapshot_spec *spec, struct reason *why)
+{
+	int err = store_snapshot_create(fs->store, vm, spec, why);
+	for (int i = 2; err == -EEXIST && action->name_is_made && i < MADE_NAMES_MAX; i++) {
+		char name[300];
+		snprintf(name, sizeof name, "%.240s~%d", action->name, i);
+		spec->name = name;
+		err = store_snapshot_create(fs->store, vm, spec, why);
+	}
+	return err;
+}
+
+/* All but the disks that are left out, or those listed. */
+static int run_snapshot(fuse_req_t req, struct vm *vm, const struct action *action, struct reason *why)
+{
+	size_t nr = 0;
+	bool all_but = !action->subset && action->nr_left_out;
+	auto_free const char **disks = mem_new_array(vm->nr_disks + action->nr_disks + 1, sizeof *disks);
+	int err = disks ? check_left_out(vm, action, why) : -ENOMEM;
+	for (size_t i = 0; !err && all_but && i < vm->nr_disks; i++)
+		if (vm->disks[i].target && !is_left_out(action, &vm->disks[i]))
+			disks[nr++] = vm->disks[i].target;
+	for (size_t i = 0; !err && action->subset && i < action->nr_disks; i++)
+		disks[nr++] = disk_name(vm, action->disks[i]);
+	if (!err && action->memory_path)
+		err = check_memory(req, action->memory_path, why);
+	if (err)
+		return err;
+	struct snapshot_spec spec = {
+		.name = action->name,
+		.description = action->description,
+		.subset = action->subset || all_but,
+		.disks = disks,
+		.nr_disks = nr,
+		.memory_path = action->memory_path,
+	};
+	return create_snapshot(ops_fs(req), vm, action, &spec, why);
+}
+
+/* --- preview, restore, delete -------------------------------------------------------------------------------------------- */
+
+static int choose_disk(const struct vm *vm, const struct action_disk *change, struct preview_disk *ret, struct reason *why)
+{
+	*ret = (struct preview_disk){.disk = disk_name(vm, change->disk), .snapshot = change->snapshot};
+	if (change->snapshot || !change->image)
+		return 0;
+	const struct vm_snapshot *snapshot = snapshot_of_image(vm, change->disk, change->image);
+	if (!snapshot)
+		return reason_set(why, -ENOENT, "no snapshot of %s has an image %s of disk %s", vm->name, change->image, change->disk);
+	ret->snapshot = snapshot->uuid;
+	return 0;
+}
+
+static int run_preview(struct fs *fs, struct vm *vm, const struct action *action, struct reason *why)
+{
+	auto_free struct preview_disk *disks = mem_new_array(action->nr_changes + 1, sizeof *disks);
+	int err = disks ? 0 : -ENOMEM;
+	for (size_t i = 0; !err && i < action->nr_changes; i++)
+		err = choose_disk(vm, &action->changes[i], &disks[i], why);
+	if (err)
+		return err;
+	struct preview_spec spec = {
+		.snapshot = action->snapshot,
+		.config = action->config,
+		.memory = action->memory,
+		.disks = disks,
+		.nr_disks = action->nr_changes,
+	};
+	return store_preview(fs->store, vm, &spec, why);
+}
+
+/* Where the mix can't be kept, nothing is as if it had been previewed. */
+static int run_restore(struct fs *fs, struct vm *vm, const struct action *action, struct reason *why)
+{
+	if (action->snapshot && !action->config && !action->memory && !action->nr_changes)
+		return store_restore(fs->store, vm, action->snapshot, action->discard, why);
+	int err = run_preview(fs, vm, action, why);
+	if (err)
+		return err;
+	err = store_preview_commit(fs->store, vm, action->discard, why);
+	if (err)
+		store_preview_undo(fs->store, vm, NULL);
+	return err;
+}
+
+static enum snapshot_delete delete_mode(enum action_delete mode)
+{
+	switch (mode) {
+	case ACTION_DROP:
+		break;
+	case ACTION_MERGE:
+		return SNAPSHOT_MERGE;
+	case ACTION_MERGE_FORCE:
+		return SNAPSHOT_MERGE_FORCE;
+	case ACTION_DISCARD:
+		return SNAPSHOT_DISCARD;
+	case ACTION_DISCARD_FORCE:
+		return SNAPSHOT_DISCARD_FORCE;
+	}
+	return SNAPSHOT_DROP;
+}
+
+static int carry_out(fuse_req_t req, struct vm *vm, const struct action *action, struct reason *why)
+{
+	struct fs *fs = ops_fs(req);
+	switch (action->kind) {
+	case ACTION_SNAPSHOT:
+		return run_snapshot(req, vm, action, why);
+	case ACTION_PREVIEW:
+		handles_wait_closed(fs->handles, vm->id);
+		return run_preview(fs, vm, action, why);
+	case ACTION_COMMIT:
+		return store_preview_commit(fs->store, vm, action->discard, why);
+	case ACTION_UNDO:
+		handles_wait_closed(fs->handles, vm->id);
+		return store_preview_undo(fs->store, vm, why);
+	case ACTION_RESTORE:
+		handles_wait_closed(fs->handles, vm->id);
+		return run_restore(fs, vm, action, why);
+	case ACTION_DELETE:
+		return store_snapshot_delete(fs->store, vm, action->snapshot, delete_mode(action->delete), why);
+	case ACTION_NONE:
+	case ACTION_KINDS:
+		break;
+	}
+	return 0;
+}
+
+/* --- commands in what is written ------------------------------------------------------------------------------------------ */
+
+static int run_command(fuse_req_t req, const struct handle *handle, const char *text, size_t len, struct reason *why)
+{
+	struct action action;
+	int err = action_parse(handle->place->node.disk, text, len, &action, why);
+	if (err || action.kind == ACTION_NONE)
+		return err;
+	struct vm *vm = store_get(ops_fs(req)->store, handle->vm);
+	err = vm ? carry_out(req, vm, &action, why) : -ENOENT;
+	vm_put(vm);
+	action_done(&action);
+	return err;
+}
+
+static int add_text(struct control *control, const void *buf, size_t len, struct reason *why)
+{
+	int err = 0;
+	pthread_mutex_lock(&control->lock);
+	if (control->text.len - control->taken + len > ACTION_TEXT_MAX)
+		err = reason_set(why, -EFBIG, "a command may have %u KiB at most", ACTION_TEXT_MAX >> 10);
+	else
+		strbuf_add(&control->text, buf, len);
+	if (control->text.failed)
+		err = -ENOMEM;
+	pthread_mutex_unlock(&control->lock);
+	return err;
+}
+
+/* The next command (no NUL behind it), which the caller frees; NULL: there is none. It won't be given out again. */
+static char *take_command(struct control *control, bool last, size_t *ret_len)
+{
+	char *command = NULL;
+	pthread_mutex_lock(&control->lock);
+	const char *text = control->text.text ? control->text.text + control->taken : "";
+	size_t off = 0;
+	if (action_next(text, control->text.len - control->taken, last, &off, ret_len)) {
+		command = malloc(*ret_len + 1);
+		if (command)
+			memcpy(command, text + off, *ret_len);
+		control->taken += off + *ret_len;
+	}
+	pthread_mutex_unlock(&control->lock);
+	return command;
+}
+
+/* Drops what has been taken; ALL: the rest as well. */
+static void drop_text(struct control *control, bool all)
+{
+	pthread_mutex_lock(&control->lock);
+	struct strbuf *text = &control->text;
+	if (all || control->taken == text->len) {
+		strbuf_done(text);
+	} else {
+		text->len -= control->taken;
+		memmove(text->text, text->text + control->taken, text->len + 1);
+	}
+	control->taken = 0;
+	pthread_mutex_unlock(&control->lock);
+}
+
+static int run_all(fuse_req_t req, struct handle *handle, bool last, struct reason *why)
+{
+	int err = 0;
+	while (!err) {
+		size_t len = 0;
+		auto_free char *command = take_command(handle->control, last, &len);
+		if (!command)
+			break;
+		err = run_command(req, handle, command, len, why);
+	}
+	drop_text(handle->control, err || last);
+	return err;
+}
+
+int control_write(fuse_req_t req, struct handle *handle, const void *buf, size_t len, struct reason *why)
+{
+	int err = add_text(handle->control, buf, len, why);
+	if (err) {
+		drop_text(handle->control, true);
+		return err;
+	}
+	return run_all(req, handle, false, why);
+}
+
+int control_finish(fuse_req_t req, struct handle *handle, struct reason *why)
+{
+	return run_all(req, handle, true, why);
+}
