@@ -56,6 +56,15 @@ int file_sync(int fd)
 	return fdatasync(fd) < 0 ? -errno : 0;
 }
 
+DIR *dir_open_at(int at, const char *name)
+{
+	auto_close int fd = openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+	if (dir)
+		take_fd(&fd);
+	return dir;
+}
+
 int dir_sync(int dirfd)
 {
 	return fsync(dirfd) < 0 ? -errno : 0;

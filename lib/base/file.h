@@ -3,6 +3,7 @@
 #ifndef BASE_FILE_H
 #define BASE_FILE_H
 
+#include <dirent.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -21,6 +22,9 @@ int file_sync(int fd);
 
 /* fsync of the directory behind DIRFD. */
 int dir_sync(int dirfd);
+
+/* Opens the directory NAME in AT for readdir(3), not through a symbolic link; NULL with errno. Its dirfd is a new one. */
+DIR *dir_open_at(int at, const char *name);
 
 /* The whole of a regular file of at most MAX bytes, NUL-terminated; the caller frees. -EFBIG when it is larger. */
 int file_load(int fd, size_t max, char **ret_text, size_t *ret_len);

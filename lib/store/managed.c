@@ -195,13 +195,9 @@ static int make_dir(struct store *store, struct vm *vm, int *ret_fd, struct reas
 
 static void remove_dir(int at, const char *name)
 {
-	int fd = openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-	DIR *dir = fd < 0 ? NULL : fdopendir(fd);
-	if (!dir) {
-		if (fd >= 0)
-			close(fd);
+	DIR *dir = dir_open_at(at, name);
+	if (!dir)
 		return;
-	}
 	for (struct dirent *de; (de = readdir(dir));)
 		if (strcmp(de->d_name, ".") != 0 && strcmp(de->d_name, "..") != 0 && unlinkat(dirfd(dir), de->d_name, 0) < 0 && errno == EISDIR)
 			remove_dir(dirfd(dir), de->d_name);
@@ -454,14 +450,9 @@ static int load_one(struct store *store, const char *uuid)
 
 int managed_load_all(struct store *store, size_t *ret_nr_bad)
 {
-	int fd = openat(store->vms_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	DIR *dir = fd < 0 ? NULL : fdopendir(fd);
-	if (!dir) {
-		int err = -errno;
-		if (fd >= 0)
-			close(fd);
-		return err;
-	}
+	DIR *dir = dir_open_at(store->vms_fd, ".");
+	if (!dir)
+		return -errno;
 	size_t nr_bad = 0;
 	for (struct dirent *de; (de = readdir(dir));) {
 		int err = is_uuid(de->d_name) ? load_one(store, de->d_name) : 0;
@@ -482,13 +473,9 @@ static bool is_leftover(struct store *store, const char *name)
 
 void managed_clear_leftovers(struct store *store)
 {
-	int fd = openat(store->vms_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	DIR *dir = fd < 0 ? NULL : fdopendir(fd);
-	if (!dir) {
-		if (fd >= 0)
-			close(fd);
+	DIR *dir = dir_open_at(store->vms_fd, ".");
+	if (!dir)
 		return;
-	}
 	for (struct dirent *de; (de = readdir(dir));)
 		if (is_leftover(store, de->d_name))
 			remove_dir(store->vms_fd, de->d_name);

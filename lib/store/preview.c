@@ -345,17 +345,19 @@ static int begin_closed(struct store *store, const struct vm *vm, struct entry *
 	return err;
 }
 
-static int commit_composed(struct composing *c, struct entry *entry, struct reason *why)
+/* ERR: of what came before; then nothing is committed. */
+static int commit_composed(struct composing *c, struct entry *entry, int err, struct reason *why)
 {
-	int err = c->nr_layers ? dir_sync(c->store->layers_fd) : 0;
-	if (err)
-		return reason_set(why, err, "%s: %s", c->store->layers_dir, strerror(-err));
-	vm_ref(c->next);
-	return managed_commit(c->store, entry, c->next, why);
-}
-
-static void composing_done(struct composing *c, int err, bool commit_tried)
-{
+	bool commit_tried = false;
+	if (!err && c->nr_layers && (err = dir_sync(c->store->layers_fd)))
+		reason_set(why, err, "%s: %s", c->store->layers_dir, strerror(-err));
+	if (!err) {
+		commit_tried = true;
+		vm_ref(c->next);
+		err = managed_commit(c->store, entry, c->next, why);
+	}
+	if (!err)
+		snapshot_clear_files(c->store, c->next);
 	for (size_t i = 0; i < c->nr_layers; i++) {
 		if (!err)
 			layers_unpin(c->store, c->layers[i]);
@@ -366,6 +368,7 @@ static void composing_done(struct composing *c, int err, bool commit_tried)
 	}
 	free(c->layers);
 	vm_put(c->next);
+	return err;
 }
 
 /* Room for the layers of all disks that the next state can have. */
@@ -385,7 +388,6 @@ static int become(struct store *store, struct entry *entry, const struct vm *now
 		  struct reason *why)
 {
 	struct composing c = {.store = store, .now = now, .keep = keep};
-	bool commit_tried = false;
 	if (keep == KEEP_UNLESS_EQUAL && equals_snapshot(store, now, now->disks, now->nr_disks, now->config, current_of(now)))
 		c.keep = KEEP_NOTHING;
 	c.next = vm_copy(now);
@@ -396,14 +398,7 @@ static int become(struct store *store, struct entry *entry, const struct vm *now
 		err = compose(&c, spec, why);
 	if (!err)
 		err = keep_state(&c, spec, why);
-	if (!err) {
-		commit_tried = true;
-		err = commit_composed(&c, entry, why);
-	}
-	if (!err)
-		snapshot_clear_files(store, c.next);
-	composing_done(&c, err, commit_tried);
-	return err;
+	return commit_composed(&c, entry, err, why);
 }
 
 int store_restore(struct store *store, struct vm *vm, const char *snapshot, bool discard, struct reason *why)
@@ -516,19 +511,11 @@ static int undo_facts(struct composing *c)
 static int undo_preview(struct store *store, struct entry *entry, const struct vm *now, struct reason *why)
 {
 	struct composing c = {.store = store, .now = now, .next = vm_copy(now), .max_layers = now->saved->nr_disks};
-	bool commit_tried = false;
 	c.layers = mem_new_array(c.max_layers ? c.max_layers : 1, sizeof *c.layers);
 	int err = c.next && c.layers ? undo_disks(&c, why) : -ENOMEM;
 	if (!err)
 		err = undo_facts(&c);
-	if (!err) {
-		commit_tried = true;
-		err = commit_composed(&c, entry, why);
-	}
-	if (!err)
-		snapshot_clear_files(store, c.next);
-	composing_done(&c, err, commit_tried);
-	return err;
+	return commit_composed(&c, entry, err, why);
 }
 
 int store_preview_undo(struct store *store, struct vm *vm, struct reason *why)

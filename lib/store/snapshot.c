@@ -267,15 +267,11 @@ void snapshot_clear_files(struct store *store, const struct vm *now)
 	auto_free char *path = NULL;
 	if (asprintf(&path, "%s/" SNAPSHOTS_DIR, now->uuid) < 0)
 		return;
-	int fd = openat(store->vms_fd, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-	DIR *dir = fd < 0 ? NULL : fdopendir(fd);
-	if (!dir) {
-		if (fd >= 0)
-			close(fd);
+	DIR *dir = dir_open_at(store->vms_fd, path);
+	if (!dir)
 		return;
-	}
 	for (struct dirent *de; (de = readdir(dir));)
 		if (strcmp(de->d_name, ".") != 0 && strcmp(de->d_name, "..") != 0 && !is_named(now, de->d_name))
-			unlinkat(fd, de->d_name, 0);
+			unlinkat(dirfd(dir), de->d_name, 0);
 	closedir(dir);
 }
