@@ -56,8 +56,9 @@ int domsnapshot_public_text(const char *text, size_t len, char **ret_text, struc
 struct domsnapshot_spec {
 	const char *name, *description /* NULL: none */, *state, *parent /* NULL: root */;
 	int64_t created;
-	bool has_memory; /* internal */
-	const struct domsnapshot_disk *disks; /* name and location */
+	bool has_memory; /* internal, unless MEMORY_FILE says where */
+	const char *memory_file;
+	const struct domsnapshot_disk *disks;
 	size_t nr_disks;
 	const char *domain_text; /* a whole <domain> without XML declaration; NULL: none */
 };

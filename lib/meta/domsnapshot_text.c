@@ -109,6 +109,21 @@ static int add_parent(struct strbuf *out, const char *parent)
 	return err;
 }
 
+static int add_memory(struct strbuf *out, const struct domsnapshot_spec *spec)
+{
+	if (!spec->memory_file) {
+		strbuf_addf(out, "  <memory snapshot=\"%s\"/>\n", spec->has_memory ? "internal" : "no");
+		return 0;
+	}
+	int err = xml_check_text("path", spec->memory_file, NULL);
+	if (err)
+		return err;
+	strbuf_addf(out, "  <memory snapshot=\"external\" file=\"");
+	strbuf_add_xml(out, spec->memory_file);
+	strbuf_addf(out, "\"/>\n");
+	return 0;
+}
+
 static int add_disk(struct strbuf *out, const struct domsnapshot_disk *disk)
 {
 	int err = xml_check_text("disk", disk->name, NULL);
@@ -171,8 +186,9 @@ static int add_all(struct strbuf *out, const struct domsnapshot_spec *spec)
 	if (err)
 		return err;
 	strbuf_addf(out, "  <creationTime>%" PRId64 "</creationTime>\n", spec->created);
-	strbuf_addf(out, "  <memory snapshot=\"%s\"/>\n", spec->has_memory ? "internal" : "no");
-	err = add_disks(out, spec);
+	err = add_memory(out, spec);
+	if (!err)
+		err = add_disks(out, spec);
 	if (!err && spec->domain_text)
 		err = add_domain(out, spec->domain_text);
 	strbuf_addf(out, "</domainsnapshot>\n");

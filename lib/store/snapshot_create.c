@@ -110,6 +110,8 @@ static int create(struct creating *c, struct entry *entry, struct vm **now, stru
 		err = text_set(&c->snapshot->description, c->spec->description);
 	if (!err && c->spec->memory_path)
 		err = snapshot_copy_memory(c->store, c->before, c->snapshot, c->spec->memory_path, why);
+	if (!err && c->spec->memory_path)
+		err = text_set(&c->snapshot->state, "running"); /* else there would be none */
 	if (!err)
 		err = snapshot_write_file(c->store, c->before, c->snapshot, c->before->config, why);
 	return err ? err : freeze_disks(c->store, entry, now, &spec, frozen, why);

@@ -14,6 +14,7 @@
 #include "meta/domsnapshot.h"
 #include "store/heads.h"
 #include "store/jobs.h"
+#include "store/snapshot.h"
 #include "store/store_internal.h"
 #include "store/whole.h"
 
@@ -24,6 +25,14 @@ static int load_file(struct store *store, const char *path, char **ret, size_t *
 	auto_close int fd = trust_open(store->trust, NULL, path, O_RDONLY, NULL, why);
 	int err = fd < 0 ? fd : file_load(fd, XML_TEXT_MAX, ret, ret_len);
 	return err && fd >= 0 ? reason_set(why, err, "%s: %s", path, strerror(-err)) : err;
+}
+
+static const struct vm_disk *disk_by_target(const struct vm_disk *disks, size_t nr, const char *target)
+{
+	for (size_t i = 0; i < nr; i++)
+		if (disks[i].target && !strcmp(disks[i].target, target))
+			return &disks[i];
+	return NULL;
 }
 
 static int finish_text(int err, char **ret, size_t *ret_len)
@@ -140,35 +149,89 @@ int store_domain_xml(struct store *store, const struct vm *vm, const struct vm_s
 	return with_disks(store, vm, disks, nr_disks, mount_dir, text, len, ret, ret_len, why);
 }
 
+/* Whether SNAPSHOT is the nearest one to hold the disk TARGET, going from the one called NAME towards the root. */
+static bool is_nearest(const struct vm *vm, const char *name, const struct vm_snapshot *snapshot, const char *target)
+{
+	for (int i = name ? vm_snapshot_index(vm, name) : -1; i >= 0; i = name ? vm_snapshot_index(vm, name) : -1) {
+		const struct vm_snapshot *s = vm->snapshots[i];
+		if (s == snapshot || disk_by_target(s->disks, s->nr_disks, target))
+			return s == snapshot;
+		name = s->parent;
+	}
+	return false;
+}
+
+/* The layer that went on where SNAPSHOT stopped, of the disk TARGET: that of the first snapshot which came after it, or the VM's own. NULL:
+ * none goes on from it. */
+static char *overlay_of(const struct vm *vm, const struct vm_snapshot *snapshot, const char *target)
+{
+	for (size_t i = 0; i < vm->nr_snapshots; i++) {
+		const struct vm_snapshot *next = vm->snapshots[i];
+		const struct vm_disk *disk = disk_by_target(next->disks, next->nr_disks, target);
+		if (disk && is_nearest(vm, next->parent, snapshot, target))
+			return disk->path;
+	}
+	const struct vm_disk *head = disk_by_target(vm->disks, vm->nr_disks, target);
+	const char *current = vm->current >= 0 ? vm->snapshots[vm->current]->name : NULL;
+	return head && is_nearest(vm, current, snapshot, target) ? head->path : NULL;
+}
+
+/* The disks of the snapshot, and behind them those of the VM that went on without being part of it: libvirt lists both, and wants both in
+ * the <domain>. What they point to is borrowed. */
+static int collect_disks(const struct vm *vm, const struct vm_snapshot *snapshot, struct vm_disk **ret_disks,
+			 struct domsnapshot_disk **ret_rows, size_t *ret_nr)
+{
+	size_t nr = snapshot->nr_disks;
+	struct vm_disk *disks = mem_new_array(nr + vm->nr_disks, sizeof *disks);
+	struct domsnapshot_disk *rows = mem_new_array(nr + vm->nr_disks, sizeof *rows);
+	*ret_disks = disks;
+	*ret_rows = rows;
+	if (!disks || !rows)
+		return -ENOMEM;
+	for (size_t i = 0; i < nr; i++) {
+		disks[i] = snapshot->disks[i];
+		rows[i].location = disks[i].snapshot ? DOMSNAPSHOT_INTERNAL : DOMSNAPSHOT_EXTERNAL;
+		rows[i].overlay = vm->kind == VM_MANAGED ? overlay_of(vm, snapshot, disks[i].target) : NULL;
+	}
+	for (size_t i = 0; i < vm->nr_disks; i++) {
+		const struct vm_disk *disk = &vm->disks[i];
+		if (disk->target && disk->path && snapshot_left_out(snapshot, disk->target) &&
+		    !disk_by_target(snapshot->disks, snapshot->nr_disks, disk->target))
+			disks[nr++] = *disk;
+	}
+	for (size_t i = 0; i < nr; i++)
+		rows[i].name = disks[i].target;
+	*ret_nr = nr;
+	return 0;
+}
+
 static int render_snapshot(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, char **ret,
 			   struct reason *why)
 {
-	auto_free char *domain = NULL;
-	size_t len = 0;
-	int err = store_domain_xml(store, vm, snapshot, NULL, &domain, &len, why);
+	auto_free char *config = NULL, *domain = NULL;
+	auto_free struct vm_disk *disks = NULL;
+	auto_free struct domsnapshot_disk *rows = NULL;
+	size_t nr = 0, len = 0;
+	int err = text_config(store, vm, snapshot, &config, &len, why);
+	if (!err)
+		err = collect_disks(vm, snapshot, &disks, &rows, &nr);
+	if (!err)
+		err = text_domain(store, vm, config, disks, nr, &domain, why);
 	if (err)
 		return err;
-	struct domsnapshot_disk *disks = mem_new_array(snapshot->nr_disks, sizeof *disks);
-	if (!disks)
-		return -ENOMEM;
-	for (size_t i = 0; i < snapshot->nr_disks; i++) {
-		disks[i].name = snapshot->disks[i].target; /* borrowed */
-		disks[i].location = snapshot->disks[i].snapshot ? DOMSNAPSHOT_INTERNAL : DOMSNAPSHOT_EXTERNAL;
-	}
-	struct domsnapshot_spec spec = {
+	const struct domsnapshot_spec spec = {
 		.name = snapshot->name,
 		.description = snapshot->description,
 		.state = snapshot->state ? snapshot->state : "shutoff",
 		.parent = snapshot->parent,
 		.created = snapshot->created,
-		.has_memory = snapshot->memory_disk >= 0 || snapshot->memory_path,
-		.disks = disks,
-		.nr_disks = snapshot->nr_disks,
+		.has_memory = snapshot->memory_disk >= 0,
+		.memory_file = snapshot->memory_path,
+		.disks = rows,
+		.nr_disks = nr,
 		.domain_text = domain,
 	};
-	err = domsnapshot_render(&spec, ret);
-	free(disks);
-	return err;
+	return domsnapshot_render(&spec, ret);
 }
 
 int store_snapshot_xml(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, char **ret,

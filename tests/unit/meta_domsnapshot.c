@@ -296,6 +296,13 @@ static void test_render_little(void)
 	CHECK(schema_accepts(schema, text));
 	CHECK_COUNT(text, "//description | //parent | //domain", 0);
 	free(text);
+	spec.state = "running";
+	spec.memory_file = "/a <b>";
+	CHECK_INT(domsnapshot_render(&spec, &text), 0);
+	CHECK(schema_accepts(schema, text));
+	CHECK_XPATH(text, "/domainsnapshot/memory[@snapshot='external']/@file", "/a <b>");
+	free(text);
+	spec.memory_file = NULL;
 	spec.domain_text = "</domainsnapshot><evil/>";
 	CHECK_INT(domsnapshot_render(&spec, &text), -EINVAL);
 	spec.domain_text = "<network/>";
