@@ -19,6 +19,7 @@
 
 #define BACKING_NAME_MAX 1023 /* qcow2 specification, "backing_file_size" */
 #define UUID_TEXT_LEN	 36
+#define BUCKETS_MIN	 256u /* of the table; a power of two */
 
 /* --- names ---------------------------------------------------------------------------------------------------- */
 
@@ -126,36 +127,84 @@ static void row_set_beneath(struct layer_row *row, const char *beneath)
 	snprintf(row->beneath, sizeof row->beneath, "%s", beneath ? beneath : "");
 }
 
-static struct layer_row *row_find_locked(struct layers *layers, const char *name)
+static struct layer_row **bucket_of(const struct layers *layers, const char *name)
 {
-	for (size_t i = 0; i < layers->nr_rows; i++)
-		if (strcmp(layers->rows[i].name, name) == 0)
-			return &layers->rows[i];
-	return NULL;
+	return &layers->buckets[hash_text(HASH_START, name) & (layers->nr_buckets - 1)];
+}
+
+static struct layer_row *row_find_locked(const struct layers *layers, const char *name)
+{
+	struct layer_row *row = layers->nr_buckets ? *bucket_of(layers, name) : NULL;
+	while (row && strcmp(row->name, name) != 0)
+		row = row->next;
+	return row;
+}
+
+/* Every row; the body may free it. */
+#define for_each_row(layers, row)                                                                                                 \
+	for (size_t bucket_ = 0; bucket_ < (layers)->nr_buckets; bucket_++)                                                        \
+		for (struct layer_row *row = (layers)->buckets[bucket_], *next_; row && (next_ = row->next, true); row = next_)
+
+/* Twice as many buckets; the first time, BUCKETS_MIN. */
+static int grow_buckets_locked(struct layers *layers)
+{
+	struct layers grown = {.nr_buckets = layers->nr_buckets ? layers->nr_buckets * 2 : BUCKETS_MIN};
+	grown.buckets = mem_new_array(grown.nr_buckets, sizeof(struct layer_row *));
+	if (!grown.buckets)
+		return -ENOMEM;
+	for_each_row(layers, row) {
+		struct layer_row **bucket = bucket_of(&grown, row->name);
+		row->next = *bucket;
+		*bucket = row;
+	}
+	free(layers->buckets);
+	layers->buckets = grown.buckets;
+	layers->nr_buckets = grown.nr_buckets;
+	return 0;
 }
 
 /* One row a name: what is needed is marked in one place only. */
 static int row_add_locked(struct layers *layers, const char *name, const char *beneath, unsigned nr_pins)
 {
-	struct layer_row *known = row_find_locked(layers, name);
-	if (known) {
-		known->nr_pins += nr_pins;
-		row_set_beneath(known, beneath);
-		return 0;
+	struct layer_row *row = row_find_locked(layers, name);
+	if (!row) {
+		if (layers->nr_rows == layers->nr_buckets && grow_buckets_locked(layers) < 0)
+			return -ENOMEM;
+		row = calloc(1, sizeof *row);
+		if (!row)
+			return -ENOMEM;
+		snprintf(row->name, sizeof row->name, "%s", name);
+		struct layer_row **bucket = bucket_of(layers, name);
+		row->next = *bucket;
+		*bucket = row;
+		layers->nr_rows++;
 	}
-	if (mem_grow(&layers->rows, &layers->cap_rows, layers->nr_rows + 1, sizeof *layers->rows) < 0)
-		return -ENOMEM;
-	struct layer_row *row = &layers->rows[layers->nr_rows++];
-	*row = (struct layer_row){.nr_pins = nr_pins};
-	snprintf(row->name, sizeof row->name, "%s", name);
+	row->nr_pins += nr_pins;
 	row_set_beneath(row, beneath);
 	return 0;
+}
+
+static void row_remove_locked(struct layers *layers, struct layer_row *row)
+{
+	struct layer_row **at = bucket_of(layers, row->name);
+	while (*at != row)
+		at = &(*at)->next;
+	*at = row->next;
+	layers->nr_rows--;
+	free(row);
+}
+
+/* A base that is still to be copied (a raw file) comes into the table when it is there. */
+static bool can_lie_over_locked(const struct layers *layers, const char *beneath)
+{
+	const struct layer_row *row = beneath ? row_find_locked(layers, beneath) : NULL;
+	return !beneath || (row ? !row->merging : strstr(beneath, ".raw") != NULL);
 }
 
 int layers_add(struct store *store, const char *name, const char *beneath)
 {
 	pthread_mutex_lock(&store->lock);
-	int err = row_add_locked(&store->layers, name, beneath, 1);
+	int err = can_lie_over_locked(&store->layers, beneath) ? row_add_locked(&store->layers, name, beneath, 1) : -ESTALE;
 	pthread_mutex_unlock(&store->lock);
 	return err;
 }
@@ -164,10 +213,11 @@ int layers_pin(struct store *store, const char *name)
 {
 	pthread_mutex_lock(&store->lock);
 	struct layer_row *row = row_find_locked(&store->layers, name);
-	if (row)
+	int err = row && !row->merging ? 0 : -ESTALE;
+	if (!err)
 		row->nr_pins++;
 	pthread_mutex_unlock(&store->lock);
-	return row ? 0 : -ESTALE;
+	return err;
 }
 
 void layers_unpin(struct store *store, const char *name)
@@ -193,13 +243,15 @@ void layers_forget(struct store *store, const char *name)
 	pthread_mutex_lock(&store->lock);
 	struct layer_row *row = row_find_locked(&store->layers, name);
 	if (row)
-		*row = store->layers.rows[--store->layers.nr_rows];
+		row_remove_locked(&store->layers, row);
 	pthread_mutex_unlock(&store->lock);
 }
 
 void layers_done(struct layers *layers)
 {
-	free(layers->rows);
+	for_each_row(layers, row)
+		free(row);
+	free(layers->buckets);
 	*layers = (struct layers){0};
 }
 
@@ -209,6 +261,8 @@ int layer_create(struct store *store, const struct overlay_spec *spec, const cha
 	layer_name_new(name, ".qcow2");
 	/* In the table first: a sweep must not take the file for the rest of something. */
 	int err = layers_add(store, name, beneath);
+	if (err == -ESTALE)
+		return reason_set(why, err, "what it should lie over has been deleted");
 	if (err)
 		return err;
 	err = overlay_create(store->layers_fd, name, spec, (owner->mode & 0777) | 0600);
@@ -231,67 +285,93 @@ void layer_abandon(struct store *store, const char *name)
 
 /* --- what is needed ----------------------------------------------------------------------------------------------- */
 
-static int row_by_name(const void *a, const void *b)
+/* Follows what lies beneath until it comes to a row that is marked. */
+static void mark_chain(struct layers *layers, const char *name, uint32_t vm_id)
 {
-	return strcmp(((const struct layer_row *)a)->name, ((const struct layer_row *)b)->name);
+	struct layer_row *row = *name ? row_find_locked(layers, name) : NULL;
+	while (row && !row->needed) {
+		row->needed = true;
+		row->vm_id = vm_id;
+		row = *row->beneath ? row_find_locked(layers, row->beneath) : NULL;
+	}
 }
 
-/* ROWS are sorted. Follows what lies beneath until it comes to a row that is marked. */
-static void mark_chain(struct layers *layers, const char *name)
+static void mark_named(struct layers *layers, const char *name, uint32_t vm_id)
 {
-	struct layer_row key;
-	for (snprintf(key.name, sizeof key.name, "%s", name); *key.name;) {
-		struct layer_row *row = layers->nr_rows ? bsearch(&key, layers->rows, layers->nr_rows, sizeof key, row_by_name) : NULL;
-		if (!row || row->needed)
-			return;
-		row->needed = true;
-		memcpy(key.name, row->beneath, sizeof key.name);
-	}
+	struct layer_row *row = *name ? row_find_locked(layers, name) : NULL;
+	if (!row)
+		return;
+	row->named = true;
+	mark_chain(layers, name, vm_id);
+	/* Of the VMs that need it, the job that merges it is that of one which names it. */
+	row->vm_id = vm_id ? vm_id : row->vm_id;
+}
+
+struct marking {
+	struct layers *layers;
+	const struct vm *vm;
+};
+
+static bool is_among(const struct vm_disk *disk, const struct vm_disk *disks, size_t nr)
+{
+	return disk >= disks && disk < disks + nr;
 }
 
 static void mark_disk(void *ctx, const struct vm_disk *disk)
 {
-	mark_chain(ctx, disk->layer);
+	const struct marking *m = ctx;
+	mark_named(m->layers, disk->layer, m->vm->id);
+	struct layer_row *row = row_find_locked(m->layers, disk->layer);
+	if (row && is_among(disk, m->vm->disks, m->vm->nr_disks)) {
+		row->is_head = true;
+		row->vm_id = m->vm->id;
+	} else if (row && m->vm->saved && is_among(disk, m->vm->saved->disks, m->vm->saved->nr_disks)) {
+		row->kept = true;
+	}
 }
 
 static void mark_all_locked(struct store *store)
 {
 	struct layers *layers = &store->layers;
-	if (layers->nr_rows)
-		qsort(layers->rows, layers->nr_rows, sizeof *layers->rows, row_by_name);
-	for (size_t i = 0; i < layers->nr_rows; i++)
-		layers->rows[i].needed = false;
-	for (size_t i = 0; i < layers->nr_rows; i++)
-		if (layers->rows[i].nr_pins)
-			mark_chain(layers, layers->rows[i].name);
-	for (size_t e = 0; e < store->nr_entries; e++)
-		if (store->entries[e]->vm)
-			vm_each_layer(store->entries[e]->vm, mark_disk, layers);
+	for_each_row(layers, row) {
+		row->needed = row->named = row->is_head = row->kept = false;
+		row->nr_children = 0;
+		row->vm_id = 0;
+	}
+	for (size_t e = 0; e < store->nr_entries; e++) {
+		struct marking marking = {layers, store->entries[e]->vm};
+		if (marking.vm)
+			vm_each_layer(marking.vm, mark_disk, &marking);
+	}
+	for_each_row(layers, row)
+		if (row->nr_pins)
+			mark_named(layers, row->name, 0);
 	for (const struct open_head *oh = store->heads; oh; oh = oh->next)
-		mark_chain(layers, oh->layer);
+		mark_named(layers, oh->layer, 0);
 }
 
 /* Takes the rows that nobody needs out of the table into RET; what can't be listed for want of memory stays for the next time. */
-static size_t take_unneeded_locked(struct layers *layers, struct layer_row **ret)
+static size_t take_unneeded_locked(struct layers *layers, char (**ret)[LAYER_NAME_MAX])
 {
-	struct layer_row *unneeded = mem_new_array(layers->nr_rows, sizeof *unneeded);
-	size_t nr = 0, kept = 0;
-	if (!unneeded)
+	size_t nr = 0;
+	for_each_row(layers, row)
+		nr += !row->needed;
+	*ret = mem_new_array(nr, sizeof **ret);
+	if (!*ret)
 		return 0;
-	for (size_t i = 0; i < layers->nr_rows; i++) {
-		if (layers->rows[i].needed)
-			layers->rows[kept++] = layers->rows[i];
-		else
-			unneeded[nr++] = layers->rows[i];
+	nr = 0;
+	for_each_row(layers, row) {
+		if (row->needed)
+			continue;
+		memcpy((*ret)[nr++], row->name, LAYER_NAME_MAX);
+		row_remove_locked(layers, row);
 	}
-	layers->nr_rows = kept;
-	*ret = unneeded;
 	return nr;
 }
 
 void layers_sweep(struct store *store)
 {
-	auto_free struct layer_row *unneeded = NULL;
+	auto_free char(*unneeded)[LAYER_NAME_MAX] = NULL;
 	if (!store->writable)
 		return;
 	pthread_mutex_lock(&store->lock);
@@ -302,11 +382,146 @@ void layers_sweep(struct store *store)
 	}
 	pthread_mutex_unlock(&store->lock);
 	for (size_t i = 0; i < nr; i++)
-		unlinkat(store->layers_fd, unneeded[i].name, 0);
+		unlinkat(store->layers_fd, unneeded[i], 0);
 	if (nr) {
 		flats_trim(store->flats);
 		image_cache_trim(store->images);
 	}
+}
+
+/* --- what can be merged ------------------------------------------------------------------------------------------- */
+
+static void count_children_locked(struct layers *layers)
+{
+	for_each_row(layers, row) {
+		struct layer_row *beneath = row->needed && *row->beneath ? row_find_locked(layers, row->beneath) : NULL;
+		if (beneath)
+			beneath->nr_children++;
+	}
+}
+
+static bool is_mergeable(const struct layer_row *row)
+{
+	return row->needed && !row->named && row->nr_children == 1 && strstr(row->name, ".qcow2");
+}
+
+/* The mergeable layers below TOP, which isn't one. A pin without a VM, or a head that is open but no disk any more, is about to go; the state
+ * before a preview may be opened for writing at any moment. */
+static int run_below_locked(const struct layers *layers, const struct layer_row *top, struct layer_run *ret)
+{
+	size_t cap = 0;
+	*ret = (struct layer_run){.vm_id = top->vm_id, .is_head = top->is_head};
+	if (!top->needed || !top->vm_id || top->kept || is_mergeable(top) || !strstr(top->name, ".qcow2"))
+		return -ENOENT;
+	for (const struct layer_row *row = top; row && (row == top || is_mergeable(row));
+	     row = *row->beneath ? row_find_locked(layers, row->beneath) : NULL) {
+		if (mem_grow(&ret->names, &cap, ret->nr + 1, sizeof *ret->names) < 0) {
+			layer_run_done(ret);
+			return -ENOMEM;
+		}
+		memcpy(ret->names[ret->nr++], row->name, LAYER_NAME_MAX);
+		memcpy(ret->below, row->beneath, LAYER_NAME_MAX);
+	}
+	if (ret->nr > 1)
+		return 0;
+	layer_run_done(ret);
+	return -ENOENT;
+}
+
+void layer_run_done(struct layer_run *run)
+{
+	free(run->names);
+	*run = (struct layer_run){0};
+}
+
+static int find_runs_locked(struct store *store, bool again, struct layer_run **ret, size_t *ret_nr)
+{
+	struct layers *layers = &store->layers;
+	size_t cap = 0;
+	mark_all_locked(store);
+	count_children_locked(layers);
+	for_each_row(layers, row) {
+		struct layer_run run;
+		if (again)
+			row->cancelled = false;
+		const struct layer_row *beneath = *row->beneath ? row_find_locked(layers, row->beneath) : NULL;
+		if (row->cancelled || !beneath || beneath->merging)
+			continue;
+		int err = run_below_locked(layers, row, &run);
+		if (!err && mem_grow(ret, &cap, *ret_nr + 1, sizeof **ret) < 0) {
+			layer_run_done(&run);
+			err = -ENOMEM;
+		}
+		if (err == -ENOMEM)
+			return err;
+		if (!err)
+			(*ret)[(*ret_nr)++] = run;
+	}
+	return 0;
+}
+
+int layers_find_runs(struct store *store, bool again, struct layer_run **ret, size_t *ret_nr)
+{
+	*ret = NULL;
+	*ret_nr = 0;
+	pthread_mutex_lock(&store->lock);
+	int err = store->writable && !store->layers.unknown ? find_runs_locked(store, again, ret, ret_nr) : 0;
+	pthread_mutex_unlock(&store->lock);
+	return err;
+}
+
+static void set_merging_locked(struct layers *layers, const struct layer_run *run, bool merging)
+{
+	for (size_t i = 1; i < run->nr; i++) {
+		struct layer_row *row = row_find_locked(layers, run->names[i]);
+		if (row)
+			row->merging = merging;
+	}
+}
+
+int layers_begin_run(struct store *store, const char *name, struct layer_run *ret)
+{
+	struct layers *layers = &store->layers;
+	pthread_mutex_lock(&store->lock);
+	mark_all_locked(store);
+	count_children_locked(layers);
+	const struct layer_row *top = row_find_locked(layers, name);
+	int err = top && !layers->unknown ? run_below_locked(layers, top, ret) : -ENOENT;
+	if (!err)
+		set_merging_locked(layers, ret, true);
+	pthread_mutex_unlock(&store->lock);
+	return err;
+}
+
+bool layers_run_is_current(struct store *store, const struct layer_run *run)
+{
+	pthread_mutex_lock(&store->lock);
+	const struct layer_row *top = row_find_locked(&store->layers, run->names[0]);
+	bool is_current = top && strcmp(top->beneath, run->names[1]) == 0;
+	pthread_mutex_unlock(&store->lock);
+	return is_current;
+}
+
+void layers_close_run(struct store *store, const struct layer_run *run)
+{
+	layers_set_beneath(store, run->names[0], run->below);
+}
+
+void layers_end_run(struct store *store, struct layer_run *run)
+{
+	pthread_mutex_lock(&store->lock);
+	set_merging_locked(&store->layers, run, false);
+	pthread_mutex_unlock(&store->lock);
+	layer_run_done(run);
+}
+
+void layers_cancel_run(struct store *store, const char *name)
+{
+	pthread_mutex_lock(&store->lock);
+	struct layer_row *row = row_find_locked(&store->layers, name);
+	if (row)
+		row->cancelled = true;
+	pthread_mutex_unlock(&store->lock);
 }
 
 /* --- at the start ---------------------------------------------------------------------------------------------- */

@@ -1,8 +1,10 @@
 /* The files in STORE/layers: their names, what lies beneath each, and which of them are still needed.
  *
- * A layer is needed while a managed VM's disk, an open head, or another needed layer names it, and while an operation that
- * makes or uses it is under way (a pin). layers_sweep() unlinks the others. When at the start a table or a header couldn't be read,
- * nothing is ever unlinked: what looks unneeded may not be. */
+ * A layer is needed while a managed VM's disk, now or in a snapshot, an open head, or another needed layer names it, and while an operation
+ * that makes or uses it is under way (a pin). layers_sweep() unlinks the others. When at the start a table or a header couldn't be read,
+ * nothing is ever unlinked: what looks unneeded may not be.
+ *
+ * A layer that is needed by exactly one other layer and by nobody else can be merged with it: see merge.h. */
 #ifndef STORE_LAYERS_H
 #define STORE_LAYERS_H
 
@@ -19,15 +21,24 @@ struct store;
 #define LAYER_NAME_MAX 48 /* UUID, ending, NUL */
 
 struct layer_row {
+	struct layer_row *next; /* in its bucket */
 	char name[LAYER_NAME_MAX];
 	char beneath[LAYER_NAME_MAX]; /* a layer of the store; "": none, or a file from elsewhere */
 	unsigned nr_pins;
-	bool needed; /* scratch of the sweep */
+	bool merging;	/* a merge is about to do away with it: nobody may begin to use it */
+	bool cancelled; /* the merge into it was cancelled */
+	/* scratch of the sweep */
+	bool needed;
+	bool named;  /* by others than layers */
+	bool is_head; /* the VM's disk now names it */
+	bool kept;   /* for the end of a preview */
+	unsigned nr_children;
+	uint32_t vm_id; /* a VM that needs it; 0: none */
 };
 
 struct layers {
-	struct layer_row *rows;
-	size_t nr_rows, cap_rows;
+	struct layer_row **buckets;
+	size_t nr_buckets, nr_rows;
 	bool unknown; /* never unlink anything */
 };
 
@@ -37,9 +48,9 @@ void layer_name_new(char name[LAYER_NAME_MAX], const char *ending);
 /* Whether NAME is one that layer_name_new() could have made. */
 bool layer_name_is_valid(const char *name);
 
-/* Enters a layer into the table, pinned; BENEATH NULL: no layer of the store. */
+/* Enters a layer into the table, pinned; BENEATH NULL: no layer of the store. -ESTALE: BENEATH has gone, or is about to. */
 int layers_add(struct store *store, const char *name, const char *beneath);
-/* Keeps a layer that is in the table; -ESTALE: it isn't any more. */
+/* Keeps a layer that is in the table; -ESTALE: it isn't any more, or is being merged with what needs it. */
 int layers_pin(struct store *store, const char *name);
 void layers_unpin(struct store *store, const char *name);
 void layers_set_beneath(struct store *store, const char *name, const char *beneath);
@@ -77,6 +88,28 @@ int layers_load(struct store *store, struct reason *why);
 
 /* Unlinks what nobody needs any more. */
 void layers_sweep(struct store *store);
+
+/* Layers one over the other that can become one: names[0] is needed by others too, the rest only by the one above. */
+struct layer_run {
+	char (*names)[LAYER_NAME_MAX]; /* top first */
+	size_t nr;
+	char below[LAYER_NAME_MAX]; /* what lies beneath the last; "": no layer of the store */
+	uint32_t vm_id; /* a VM that needs the first */
+	bool is_head;	/* the first is that VM's disk now */
+};
+
+/* Every run that there is, but for those that are at work, and for those whose merge was cancelled unless AGAIN. */
+int layers_find_runs(struct store *store, bool again, struct layer_run **ret, size_t *ret_nr);
+/* The run with NAME at its top, and marks it as at work. -ENOENT: there is none. */
+int layers_begin_run(struct store *store, const char *name, struct layer_run *ret);
+/* Whether the top still lies over the rest. */
+bool layers_run_is_current(struct store *store, const struct layer_run *run);
+/* The top lies over what the run lay over now: the rest of the run is no longer needed. */
+void layers_close_run(struct store *store, const struct layer_run *run);
+void layers_end_run(struct store *store, struct layer_run *run);
+void layer_run_done(struct layer_run *run);
+/* No merge with NAME at its top until one is asked for again. */
+void layers_cancel_run(struct store *store, const char *name);
 
 /* At the start: unlinks every file of ours in STORE/layers that isn't in the table. */
 void layers_clear_leftovers(struct store *store);
