@@ -232,7 +232,7 @@ static int clone_into(struct cloning *c, const char *name, uid_t uid, gid_t gid,
 	}
 	cloning_done(c, err);
 	for (size_t i = 0; !err && i < (*ret)->nr_disks; i++)
-		if ((*ret)->disks[i].pending_path && jobs_add(c->store, *ret, &(*ret)->disks[i]))
+		if ((*ret)->disks[i].pending_path && pending_add_job(c->store, *ret, &(*ret)->disks[i]))
 			store_event(c->store, name, "disk %s is copied at the next start: out of memory", (*ret)->disks[i].file_name);
 	return err;
 }

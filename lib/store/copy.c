@@ -7,7 +7,6 @@
 #include "base/mem.h"
 #include "store/disk_file.h"
 #include "store/freeze.h"
-#include "store/jobs.h"
 #include "store/managed.h"
 #include "store/pending.h"
 #include "store/store_internal.h"
@@ -63,7 +62,7 @@ static int adopt_internal(struct store *store, struct open_head *oh, const struc
 	layers_set_beneath(store, oh->layer, disk->pending_base);
 	err = head_adopt(oh->head, from->view, &spec);
 	if (!err)
-		err = jobs_add(store, vm, disk);
+		err = pending_add_job(store, vm, disk);
 	else
 		managed_settle(store, oh->entry, oh->layer);
 	vm_put(vm);

@@ -1,15 +1,63 @@
-/* Work in the background: one thread that copies what disks still have in internal snapshots (see pending.h), one after the other. What
- * there is to do is written in the vm.xml files, so it goes on after a restart; a copy that was interrupted begins again. */
+/* Work in the background: one thread that does one job after the other, tries again later what failed, and shows how far it is.
+ *
+ * What there is to do is told by what the store holds (a disk whose data isn't copied yet, layers that can be merged), so it is found
+ * again after a restart; a job that was interrupted begins again. */
 #ifndef STORE_JOBS_H
 #define STORE_JOBS_H
 
+#include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/reason.h"
+#include "base/strbuf.h"
+#include "store/layers.h"
 #include "store/vm.h"
 
+struct job;
 struct jobs;
 struct store;
+
+/* How far a job is, for another thread to read. */
+struct job_progress {
+	atomic_uint_fast64_t done, total; /* bytes */
+	atomic_bool stop;		  /* asks it to end: -ECANCELED */
+};
+
+struct job_kind {
+	const char *verb;  /* "copy": for the line in the VM's status */
+	const char *title; /* what it does, in words */
+	const char *id_ending; /* what the job's name ends with */
+	bool holds_layer;  /* until it is done, the layer can't be frozen: jobs_wait() */
+	/* Adds lines to the job's text. Called with jobs->lock held; may be NULL. */
+	void (*describe)(const struct job *job, struct strbuf *b);
+	/* One attempt, in the thread and without a lock. -ECANCELED and -ESTALE: there is nothing to do any more; another error: it is tried again. */
+	int (*run)(struct store *store, struct job *job, struct reason *why);
+	/* Says in an event that an attempt failed: once for each error. */
+	void (*report)(struct store *store, const struct job *job, int err, const struct reason *why);
+	/* Somebody wants it to end: 0, or why that can't be. Called with jobs->lock held. */
+	int (*cancel)(struct store *store, const struct job *job, struct reason *why);
+};
+
+struct job {
+	const struct job_kind *kind;
+	uint32_t vm_id;
+	char layer[LAYER_NAME_MAX]; /* what it works for */
+	struct vm_disk disk; /* a copy of the description's: what the kind needs of it */
+	struct job_progress progress;
+
+	/* the rest is that of jobs.c */
+	struct job *next;
+	char *id; /* file name in jobs/ */
+	int reported_err; /* the worker's: said in an event already */
+	/* protected by jobs->lock */
+	bool running;
+	bool forgotten;
+	int err; /* of the last attempt; 0: none failed */
+	struct reason why;
+	int64_t not_before; /* monotonic seconds */
+	struct timespec begun;
+};
 
 int jobs_new(struct jobs **ret);
 
@@ -19,18 +67,15 @@ int jobs_start(struct store *store);
 /* Ends the thread; NULL is fine. */
 void jobs_free(struct jobs *jobs);
 
-/* Adds a job for DISK, pending, of VM. */
-int jobs_add(struct store *store, const struct vm *vm, const struct vm_disk *disk);
+/* Adds a job of KIND for DISK of VM, which has LAYER. -EEXIST: there is such a job. */
+int jobs_add(struct store *store, const struct job_kind *kind, const struct vm *vm, const struct vm_disk *disk, const char *layer);
 
-/* Adds the jobs of all pending disks of all VMs: at the start. */
-int jobs_add_all(struct store *store);
-
-/* The VM, or the disk with this layer, is gone: nobody needs the copy any more. */
+/* The VM, or the disk with this layer, is gone: nobody needs the work any more. */
 void jobs_forget_vm(struct store *store, uint32_t vm_id);
 void jobs_forget_layer(struct store *store, const char *layer);
 
-/* Waits until the disk with this layer isn't pending any more. -EBUSY: its job failed, and waits for its next attempt. -EINTR: the
- * store is being closed. The caller holds no lock. */
+/* Waits until no job holds the layer any more. -EBUSY: its job failed, and waits for its next attempt. -EINTR: the store is being
+ * closed. The caller holds no lock. */
 int jobs_wait(struct store *store, const char *layer, struct reason *why);
 
 /* "copy of vda.img, 27 %" for each job of the VM, in lines; the caller frees. */

@@ -82,7 +82,7 @@ int pending_set(struct vm_disk *disk, const struct frozen *from)
 struct fill {
 	struct store *store;
 	struct view *view;
-	struct fill_progress *progress;
+	struct job_progress *progress;
 	int fd; /* of the base */
 	char *buf;
 	uint64_t block; /* of the filesystem: what shared extents are aligned to */
@@ -189,7 +189,7 @@ static void give_access(int fd, const struct view *view)
 		return; /* then it stays ours alone */
 }
 
-static int fill_file(struct store *store, const struct vm_disk *disk, int fd, struct fill_progress *progress, struct reason *why)
+static int fill_file(struct store *store, const struct vm_disk *disk, int fd, struct job_progress *progress, struct reason *why)
 {
 	struct stat st;
 	auto_free char *buf = malloc(COPY_CHUNK);
@@ -217,7 +217,7 @@ static int check_again(struct store *store, const struct vm_disk *disk, struct r
 	return err;
 }
 
-int fill_base(struct store *store, const struct vm_disk *disk, struct fill_progress *progress, struct reason *why)
+int fill_base(struct store *store, const struct vm_disk *disk, struct job_progress *progress, struct reason *why)
 {
 	char part[LAYER_NAME_MAX + 8];
 	snprintf(part, sizeof part, "%s.part", disk->pending_base);

@@ -6,10 +6,8 @@
 #ifndef STORE_PENDING_H
 #define STORE_PENDING_H
 
-#include <stdatomic.h>
-#include <stdbool.h>
-
 #include "store/heads.h"
+#include "store/jobs.h"
 
 struct store;
 
@@ -22,14 +20,13 @@ int pending_open(struct store *store, const struct vm_disk *disk, struct view **
 /* Describes in DISK that its data is to come from FROM, an internal snapshot; names a new base. */
 int pending_set(struct vm_disk *disk, const struct frozen *from);
 
-/* How far a copy is, for another thread to read. */
-struct fill_progress {
-	atomic_uint_fast64_t done, total; /* bytes of data */
-	atomic_bool stop;		  /* asks it to end: -ECANCELED */
-};
-
 /* Makes STORE/layers/BASE, a raw file that holds what the pending disk reads: under a temporary name, by shared extents where the
  * filesystem has them, sparse, stable, and counted only when the snapshot is still the same after the copy. -ESTALE: it isn't. */
-int fill_base(struct store *store, const struct vm_disk *disk, struct fill_progress *progress, struct reason *why);
+int fill_base(struct store *store, const struct vm_disk *disk, struct job_progress *progress, struct reason *why);
+
+/* pending_job.c: adds the job that does this for DISK, pending, of VM. */
+int pending_add_job(struct store *store, const struct vm *vm, const struct vm_disk *disk);
+/* The jobs of all pending disks of all VMs: at the start. */
+int pending_add_jobs(struct store *store);
 
 #endif

@@ -17,6 +17,7 @@
 #include "store/heads.h"
 #include "store/jobs.h"
 #include "store/managed.h"
+#include "store/pending.h"
 #include "store/stat.h"
 #include "store/store_internal.h"
 #include "store/text_size.h"
@@ -251,7 +252,7 @@ int store_start(struct store *store)
 		return err;
 	err = write_pid(store); /* the daemon's, now that it has forked */
 	if (!err)
-		err = jobs_add_all(store);
+		err = pending_add_jobs(store);
 	return err ? err : jobs_start(store);
 }
 
