@@ -88,7 +88,7 @@ static int clone_disk(struct cloning *c, const struct vm_disk *from, struct reas
 		return reason_set(why, -EOPNOTSUPP, "it is shared with other VMs, which write to it");
 	struct disk_source source = {from->path, from->format, from->snapshot};
 	struct view *view = NULL;
-	int err = view_open(c->store->images, &source, &view, why);
+	int err = layers_open_view(c->store, &source, &view, why);
 	if (err)
 		return err;
 	/* For the moment only: nobody writes to what is about to be a backing file. */

@@ -194,7 +194,7 @@ static int freeze_head(struct disk_file *from, struct frozen **ret, struct reaso
 	auto_free char *path = layer_path(from->store, layer);
 	struct disk_source source = {path, IMAGE_QCOW2, NULL};
 	struct view *view = NULL;
-	err = path ? view_open(from->store->images, &source, &view, why) : -ENOMEM;
+	err = path ? layers_open_view(from->store, &source, &view, why) : -ENOMEM;
 	if (!err)
 		err = frozen_new(from->store, view, path, NULL, ret, why);
 	view_put(view);

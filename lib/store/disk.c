@@ -53,7 +53,7 @@ static int open_locked(struct store *store, const struct disk_source *source, st
 {
 	for (int attempt = 0; attempt < 3; attempt++) {
 		struct view *view = NULL;
-		int err = view_open(store->images, source, &view, why);
+		int err = layers_open_view(store, source, &view, why);
 		if (err)
 			return err;
 		err = view_lock(view, why);
@@ -196,7 +196,7 @@ static int open_vmstate(struct store *store, const struct vm_snapshot *snapshot,
 		if (!disk->snapshot || disk->error)
 			continue;
 		struct view *view = NULL;
-		int err = view_open(store->images, &source, &view, why);
+		int err = layers_open_view(store, &source, &view, why);
 		if (err)
 			return err;
 		if (view_snapshot(view)->vm_state_size) {

@@ -77,14 +77,15 @@ static bool names_pending_base(const struct vm_disk *disk, const struct image *i
 int beneath_open(struct store *store, const struct vm_disk *disk, struct view **ret, struct reason *why)
 {
 	struct image *image = NULL;
-	int err = image_open(store->images, store->layers_dir, disk->layer, IMAGE_QCOW2, &image, why);
-	if (err)
-		return err;
 	struct view *beneath = NULL;
-	if (names_pending_base(disk, image))
-		err = pending_open(store, disk, &beneath, why);
-	else
+	pthread_rwlock_rdlock(&store->layout);
+	int err = image_open(store->images, store->layers_dir, disk->layer, IMAGE_QCOW2, &image, why);
+	bool pending = !err && names_pending_base(disk, image);
+	if (!err && !pending)
 		err = view_open_backing(store->images, image, &beneath, why);
+	pthread_rwlock_unlock(&store->layout);
+	if (pending)
+		err = pending_open(store, disk, &beneath, why);
 	image_put(image);
 	if (!err)
 		*ret = beneath;

@@ -283,6 +283,27 @@ void layer_abandon(struct store *store, const char *name)
 	layers_forget(store, name);
 }
 
+int layers_open_view(struct store *store, const struct disk_source *source, struct view **ret, struct reason *why)
+{
+	pthread_rwlock_rdlock(&store->layout);
+	int err = view_open(store->images, source, ret, why);
+	pthread_rwlock_unlock(&store->layout);
+	return err;
+}
+
+int layers_open_beneath(struct store *store, const char *name, struct view **ret, struct reason *why)
+{
+	struct image *image = NULL;
+	pthread_rwlock_rdlock(&store->layout);
+	int err = image_open(store->images, store->layers_dir, name, IMAGE_QCOW2, &image, why);
+	if (!err) {
+		err = view_open_backing(store->images, image, ret, why);
+		image_put(image);
+	}
+	pthread_rwlock_unlock(&store->layout);
+	return err;
+}
+
 /* --- what is needed ----------------------------------------------------------------------------------------------- */
 
 /* Follows what lies beneath until it comes to a row that is marked. */

@@ -77,6 +77,11 @@ void layer_abandon(struct store *store, const char *name);
  * holds the store), else absolutely. The caller frees. -ENAMETOOLONG: longer than qcow2 allows. */
 int layer_backing_name(struct store *store, const char *real_path, char **ret, struct reason *why);
 
+/* view_open() of a chain that may go through layers of the store: a merge doesn't get in between. */
+int layers_open_view(struct store *store, const struct disk_source *source, struct view **ret, struct reason *why);
+/* What lies beneath the layer NAME, by its header; NULL: nothing. */
+int layers_open_beneath(struct store *store, const char *name, struct view **ret, struct reason *why);
+
 /* The name of the layer that REAL_PATH is (borrowed from it), NULL when it isn't one. */
 const char *layer_of_path(struct store *store, const char *real_path);
 

@@ -183,7 +183,7 @@ static int stat_frozen(struct store *store, const struct vm_snapshot *snapshot, 
 {
 	struct disk_source source = {disk->path, disk->format, disk->snapshot};
 	struct view *view = NULL;
-	int err = view_open(store->images, &source, &view, why);
+	int err = layers_open_view(store, &source, &view, why);
 	if (!err)
 		err = stat_view(view, snapshot ? snapshot->created : 0, ret);
 	view_put(view);
@@ -294,7 +294,7 @@ int disk_chain(struct store *store, const struct vm *vm, const struct vm_snapsho
 		err = beneath_open(store, disk, &view, why);
 	} else {
 		struct disk_source source = {disk->path, disk->format, disk->snapshot};
-		err = view_open(store->images, &source, &view, why);
+		err = layers_open_view(store, &source, &view, why);
 	}
 	add_layers(&b, view);
 	view_put(view);

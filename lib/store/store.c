@@ -220,6 +220,11 @@ static struct store *store_new(void)
 	if (!store)
 		return NULL;
 	store->store_fd = store->layers_fd = store->vms_fd = store->lock_fd = -1;
+	pthread_rwlockattr_t attr;
+	pthread_rwlockattr_init(&attr);
+	pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+	pthread_rwlock_init(&store->layout, &attr);
+	pthread_rwlockattr_destroy(&attr);
 	pthread_mutex_init(&store->lock, NULL);
 	list_init(&store->wholes);
 	return store;
@@ -270,6 +275,7 @@ void store_close(struct store *store)
 	image_cache_free(store->images);
 	trust_free(store->trust);
 	close_dirs(store);
+	pthread_rwlock_destroy(&store->layout);
 	pthread_mutex_destroy(&store->lock);
 	free(store->source_dir);
 	free(store->store_dir);

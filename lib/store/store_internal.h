@@ -4,6 +4,8 @@
  *   found->refresh     one reading of SOURCE at a time; tried, never waited for but by the thread in the background
  *   entry->change      one change to a managed VM, or one reading of a found one's snapshots, at a time; two of them in order of VM id
  *   open_head->swap    shared by each read and write; exclusively while the head's file changes; several in order of disk
+ *   store->layout      shared while a chain is opened by the names of its files; exclusively while a merge changes what they name. Held across
+ *                      I/O, never for long
  *   jobs->lock         the list of jobs
  *   flats->lock        the list of flat files; their making is outside
  *   store->lock        the tables: VMs, names, open heads, layers. Not held across I/O
@@ -67,6 +69,7 @@ struct store {
 	struct text_sizes *text_sizes;
 	struct flats *flats;
 
+	pthread_rwlock_t layout;
 	pthread_mutex_t lock;
 	/* protected by lock */
 	struct intern keys; /* the number is the VM's id */
