@@ -80,9 +80,18 @@ static int adopt_file(struct store *store, struct open_head *oh, const struct fr
 		err = layers_pin(store, layer);
 	if (err)
 		return err;
+	/* Its chain may be another than when it was opened. */
+	struct view *view = NULL;
+	const struct disk_source source = {from->path, from->format, NULL};
+	err = layers_open_view(store, &source, &view, why);
+	if (!err)
+		err = head_relock(oh, view, why);
 	struct overlay_spec spec = {.virtual_size = virtual_size, .backing_name = backing, .backing_format = from->format};
-	layers_set_beneath(store, oh->layer, layer);
-	err = head_adopt(oh->head, from->view, &spec);
+	if (!err) {
+		layers_set_beneath(store, oh->layer, layer);
+		err = head_adopt(oh->head, view, &spec);
+	}
+	view_put(view);
 	if (layer)
 		layers_unpin(store, layer);
 	return err;

@@ -33,6 +33,7 @@ static void file_free(struct disk_file *file)
 		return;
 	frozen_put(file->frozen);
 	view_put(file->view);
+	free(file->pinned);
 	if (file->fd >= 0)
 		close(file->fd);
 	free(file);
@@ -90,6 +91,40 @@ static int open_view(struct store *store, const struct vm_snapshot *snapshot, co
 	return 0;
 }
 
+/* The layer stays what it is until the file is closed: not by its snapshot, which may be deleted, but for the file's sake. */
+static int open_pinned_view(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, const struct vm_disk *disk,
+			    struct disk_file **ret, struct reason *why)
+{
+	if (layers_pin(store, disk->layer) < 0)
+		return reason_set(why, -ENOENT, "the snapshot has been deleted");
+	auto_free char *layer = strdup(disk->layer);
+	int err = layer ? open_view(store, snapshot, disk, ret, why) : -ENOMEM;
+	if (err) {
+		layers_unpin(store, disk->layer);
+		return err;
+	}
+	(*ret)->pinned = take_ptr(layer);
+	(*ret)->vm_id = vm->id;
+	(*ret)->snapshot_id = snapshot->id;
+	return 0;
+}
+
+/* When the snapshot was deleted while the file was open, its space comes back now. */
+static void unpin(struct disk_file *file)
+{
+	struct store *store = file->store;
+	if (!file->pinned)
+		return;
+	frozen_put(take_ptr(file->frozen));
+	view_put(take_ptr(file->view)); /* it may be the last who has the files open */
+	layers_unpin(store, file->pinned);
+	struct vm *vm = table_current(store, table_entry(store, file->vm_id));
+	bool is_deleted = !vm || !vm_snapshot_by_id(vm, file->snapshot_id);
+	vm_put(vm);
+	if (is_deleted)
+		layers_sweep(store);
+}
+
 static int open_head_file(struct store *store, const struct vm *vm, const struct vm_disk *disk, bool writable,
 			  struct disk_file **ret, struct reason *why)
 {
@@ -135,7 +170,8 @@ static int open_disk(struct store *store, const struct vm *vm, const struct vm_s
 		return open_head_file(store, vm, disk, writable, ret, why);
 	if (disk->pending_path)
 		return reason_set(why, -EIO, "its data isn't copied yet from %s, and the store can't be written", disk->pending_path);
-	return open_view(store, snapshot, disk, ret, why);
+	return disk->layer && snapshot && store->writable ? open_pinned_view(store, vm, snapshot, disk, ret, why)
+							  : open_view(store, snapshot, disk, ret, why);
 }
 
 int disk_open(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, const struct vm_disk *disk,
@@ -163,7 +199,10 @@ int disk_close(struct disk_file *file, struct reason *why)
 			reason_set(why, err, "writing back what was written last failed: %s", strerror(-err));
 		break;
 	case DISK_FILE_VIEW:
-	case DISK_FILE_VMSTATE: view_unlock(file->view); break;
+	case DISK_FILE_VMSTATE:
+		view_unlock(file->view);
+		unpin(file);
+		break;
 	case DISK_FILE_PLAIN: break;
 	}
 	file_free(file);

@@ -21,6 +21,9 @@ struct disk_file {
 	struct frozen *frozen; /* what others can be put over; NULL: it may change, or isn't a disk */
 	int fd;
 	int64_t created; /* of the snapshot; 0: not one */
+	/* A managed VM's snapshot: */
+	char *pinned; /* its layer, which isn't merged meanwhile even if the snapshot is deleted; NULL: none */
+	uint32_t vm_id, snapshot_id;
 };
 
 /* copy.c: a write of BUF comes to a blank disk that has a hint. Puts it over the hint's chain if that has the same bytes there. */

@@ -286,3 +286,89 @@ void heads_removed(struct store *store, const struct entry *entry)
 			oh->removed = true;
 	pthread_mutex_unlock(&store->lock);
 }
+
+/* --- after a merge ------------------------------------------------------------------------------------------------ */
+
+static bool passes_through(struct store *store, const struct view *view, char (*names)[LAYER_NAME_MAX], size_t nr)
+{
+	for (size_t i = 0; view && i < view_depth(view); i++) {
+		const char *layer = layer_of_path(store, image_path(view_layer(view, i)));
+		for (size_t n = 0; layer && n < nr; n++)
+			if (strcmp(layer, names[n]) == 0)
+				return true;
+	}
+	return false;
+}
+
+/* The caller holds the VM's change lock. */
+static int reopen_beneath(struct store *store, struct open_head *oh, char (*names)[LAYER_NAME_MAX], size_t nr)
+{
+	pthread_rwlock_rdlock(&oh->swap);
+	struct view *old = oh->head ? head_below(oh->head) : NULL;
+	pthread_rwlock_unlock(&oh->swap);
+	bool affected = passes_through(store, old, names, nr);
+	view_put(old);
+	if (!affected)
+		return 0;
+	struct view *fresh = NULL;
+	int err = layers_open_beneath(store, oh->layer, &fresh, NULL);
+	if (err || !fresh)
+		return err;
+	pthread_rwlock_wrlock(&oh->swap);
+	if (oh->head && !(err = head_relock(oh, fresh, NULL)))
+		head_replace_below(oh->head, fresh);
+	pthread_rwlock_unlock(&oh->swap);
+	view_put(fresh);
+	return err;
+}
+
+/* The open heads of ENTRY; the caller frees. */
+static size_t list_heads(struct store *store, const struct entry *entry, struct open_head ***ret, int *ret_err)
+{
+	size_t nr = 0, cap = 0;
+	struct open_head **list = NULL;
+	pthread_mutex_lock(&store->lock);
+	for (struct open_head *oh = store->heads; oh; oh = oh->next) {
+		if (oh->entry != entry)
+			continue;
+		if (mem_grow(&list, &cap, nr + 1, sizeof(struct open_head *)) < 0)
+			*ret_err = -ENOMEM;
+		else
+			list[nr++] = oh;
+	}
+	pthread_mutex_unlock(&store->lock);
+	*ret = list;
+	return nr;
+}
+
+static int reopen_beneath_all_of(struct store *store, struct entry *entry, char (*names)[LAYER_NAME_MAX], size_t nr)
+{
+	auto_free struct open_head **list = NULL;
+	int first_err = 0;
+	pthread_mutex_lock(&entry->change); /* so none of them goes */
+	size_t nr_heads = list_heads(store, entry, &list, &first_err);
+	for (size_t i = 0; i < nr_heads; i++) {
+		int err = reopen_beneath(store, list[i], names, nr);
+		first_err = first_err ? first_err : err;
+	}
+	pthread_mutex_unlock(&entry->change);
+	return first_err;
+}
+
+int heads_reopen_beneath(struct store *store, char (*names)[LAYER_NAME_MAX], size_t nr)
+{
+	int first_err = 0;
+	pthread_mutex_lock(&store->lock);
+	size_t nr_entries = store->nr_entries;
+	auto_free bool *has_heads = mem_new_array(nr_entries + 1, sizeof *has_heads);
+	for (const struct open_head *oh = store->heads; has_heads && oh; oh = oh->next)
+		has_heads[oh->entry->id] = true;
+	pthread_mutex_unlock(&store->lock);
+	if (!has_heads)
+		return -ENOMEM;
+	for (uint32_t id = 1; id <= nr_entries; id++) {
+		int err = has_heads[id] ? reopen_beneath_all_of(store, table_entry(store, id), names, nr) : 0;
+		first_err = first_err ? first_err : err;
+	}
+	return first_err;
+}

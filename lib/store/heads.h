@@ -80,6 +80,9 @@ int head_attach(struct store *store, struct open_head *oh, const char *layer, st
 int head_reattach(struct store *store, struct open_head *oh, const struct vm_disk *disk, struct reason *why);
 /* Closes the file and lets go of what is beneath; OH has no head then. */
 int head_detach(struct open_head *oh);
+/* After a merge: every open head whose chain goes through one of the layers NAMES gets its chain opened anew, so that no file is kept that
+ * has no name any more. The caller holds no lock. */
+int heads_reopen_beneath(struct store *store, char (*names)[LAYER_NAME_MAX], size_t nr);
 /* Puts VIEW in the place of what lies beneath as far as locks go; the head itself is told by the caller. */
 int head_relock(struct open_head *oh, struct view *view, struct reason *why);
 

@@ -14,6 +14,7 @@
 #include "base/strbuf.h"
 #include "store/flats.h"
 #include "store/heads.h"
+#include "store/merge.h"
 #include "store/store_internal.h"
 #include "store/vm_make.h"
 
@@ -390,7 +391,7 @@ static size_t take_unneeded_locked(struct layers *layers, char (**ret)[LAYER_NAM
 	return nr;
 }
 
-void layers_sweep(struct store *store)
+void layers_unlink_unneeded(struct store *store)
 {
 	auto_free char(*unneeded)[LAYER_NAME_MAX] = NULL;
 	if (!store->writable)
@@ -408,6 +409,12 @@ void layers_sweep(struct store *store)
 		flats_trim(store->flats);
 		image_cache_trim(store->images);
 	}
+}
+
+void layers_sweep(struct store *store)
+{
+	layers_unlink_unneeded(store);
+	merges_plan(store);
 }
 
 /* --- what can be merged ------------------------------------------------------------------------------------------- */
@@ -506,12 +513,29 @@ int layers_begin_run(struct store *store, const char *name, struct layer_run *re
 	pthread_mutex_lock(&store->lock);
 	mark_all_locked(store);
 	count_children_locked(layers);
-	const struct layer_row *top = row_find_locked(layers, name);
+	struct layer_row *top = row_find_locked(layers, name);
 	int err = top && !layers->unknown ? run_below_locked(layers, top, ret) : -ENOENT;
-	if (!err)
+	if (!err) {
+		top->nr_pins++;
 		set_merging_locked(layers, ret, true);
+	}
 	pthread_mutex_unlock(&store->lock);
 	return err;
+}
+
+int layers_grow_run(struct store *store, struct layer_run *run, const char *fresh)
+{
+	size_t cap = run->nr;
+	if (mem_grow(&run->names, &cap, run->nr + 1, sizeof *run->names) < 0)
+		return -ENOMEM;
+	memmove(run->names + 1, run->names, run->nr * sizeof *run->names);
+	run->nr++;
+	snprintf(run->names[0], LAYER_NAME_MAX, "%s", fresh);
+	layers_unpin(store, run->names[1]);
+	pthread_mutex_lock(&store->lock);
+	set_merging_locked(&store->layers, run, true);
+	pthread_mutex_unlock(&store->lock);
+	return 0;
 }
 
 bool layers_run_is_current(struct store *store, const struct layer_run *run)
@@ -533,7 +557,15 @@ void layers_end_run(struct store *store, struct layer_run *run)
 	pthread_mutex_lock(&store->lock);
 	set_merging_locked(&store->layers, run, false);
 	pthread_mutex_unlock(&store->lock);
+	layers_unpin(store, run->names[0]);
 	layer_run_done(run);
+}
+
+void layers_keep_all(struct store *store)
+{
+	pthread_mutex_lock(&store->lock);
+	store->layers.unknown = true;
+	pthread_mutex_unlock(&store->lock);
 }
 
 void layers_cancel_run(struct store *store, const char *name)

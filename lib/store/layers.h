@@ -91,8 +91,10 @@ char *layer_path(struct store *store, const char *name);
 /* Learns, at the start, what lies beneath the layers that the VMs use. */
 int layers_load(struct store *store, struct reason *why);
 
-/* Unlinks what nobody needs any more. */
+/* After somebody let go of a layer: unlinks what nobody needs any more, and plans the merges of what only one still needs. */
 void layers_sweep(struct store *store);
+/* The first of these alone. */
+void layers_unlink_unneeded(struct store *store);
 
 /* Layers one over the other that can become one: names[0] is needed by others too, the rest only by the one above. */
 struct layer_run {
@@ -105,14 +107,18 @@ struct layer_run {
 
 /* Every run that there is, but for those that are at work, and for those whose merge was cancelled unless AGAIN. */
 int layers_find_runs(struct store *store, bool again, struct layer_run **ret, size_t *ret_nr);
-/* The run with NAME at its top, and marks it as at work. -ENOENT: there is none. */
+/* The run with NAME at its top, which stays: it is pinned, the rest is marked as about to go. -ENOENT: there is none. */
 int layers_begin_run(struct store *store, const char *name, struct layer_run *ret);
+/* FRESH, made with a pin, has come on top. */
+int layers_grow_run(struct store *store, struct layer_run *run, const char *fresh);
 /* Whether the top still lies over the rest. */
 bool layers_run_is_current(struct store *store, const struct layer_run *run);
 /* The top lies over what the run lay over now: the rest of the run is no longer needed. */
 void layers_close_run(struct store *store, const struct layer_run *run);
 void layers_end_run(struct store *store, struct layer_run *run);
 void layer_run_done(struct layer_run *run);
+/* Nothing is unlinked any more. */
+void layers_keep_all(struct store *store);
 /* No merge with NAME at its top until one is asked for again. */
 void layers_cancel_run(struct store *store, const char *name);
 

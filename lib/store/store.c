@@ -17,6 +17,7 @@
 #include "store/heads.h"
 #include "store/jobs.h"
 #include "store/managed.h"
+#include "store/merge.h"
 #include "store/pending.h"
 #include "store/stat.h"
 #include "store/store_internal.h"
@@ -258,6 +259,8 @@ int store_start(struct store *store)
 	err = write_pid(store); /* the daemon's, now that it has forked */
 	if (!err)
 		err = pending_add_jobs(store);
+	if (!err)
+		merges_plan(store);
 	return err ? err : jobs_start(store);
 }
 

@@ -1,0 +1,189 @@
+#include "store/merge.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/mem.h"
+#include "store/merge_steps.h"
+#include "store/store_internal.h"
+
+#define ATTEMPTS_MAX 64u /* of which each saw the run change */
+
+/* --- one run ---------------------------------------------------------------------------------------------------------- */
+
+static int size_of(struct store *store, const char *name, uint64_t *ret, struct reason *why)
+{
+	struct image *image = NULL;
+	int err = image_open(store->images, store->layers_dir, name, IMAGE_QCOW2, &image, why);
+	if (!err)
+		*ret = image_virtual_size(image);
+	image_put(image);
+	return err;
+}
+
+/* The layer with most data stays where it is; the others' bytes move. */
+static int choose(struct merge *m, struct reason *why)
+{
+	uint64_t most = 0, total = 0, top_size = 0;
+	int err = size_of(m->store, m->run.names[0], &top_size, why);
+	m->into = 0;
+	for (size_t i = 0; !err && i < m->run.nr; i++) {
+		uint64_t bytes = 0, size = top_size;
+		err = overlay_allocated(m->store->layers_fd, m->run.names[i], &bytes);
+		total += bytes;
+		if (!err && i)
+			err = size_of(m->store, m->run.names[i], &size, why);
+		if (bytes > most && (i == 0 || (size == top_size && !m->pull_only))) {
+			most = bytes;
+			m->into = i;
+		}
+	}
+	atomic_store(&m->job->progress.done, 0);
+	atomic_store(&m->job->progress.total, total - most);
+	return err;
+}
+
+static int merge_frozen(struct merge *m, struct reason *why)
+{
+	struct stat owner;
+	int err = merge_open_dest(m, why);
+	if (!err && m->into + 1 < m->run.nr)
+		err = merge_pull(m, why);
+	if (!err && m->into)
+		err = merge_push(m, 0, m->into, why);
+	int close_err = merge_close_dest(m);
+	if (err || close_err || !m->into)
+		return err ? err : close_err;
+	if (fstatat(m->store->layers_fd, m->run.names[0], &owner, AT_SYMLINK_NOFOLLOW) < 0)
+		return -errno;
+	return merge_take_place(m, &owner, why);
+}
+
+/* Who has the old files open keeps their space, and would see what is written into them next: then nothing is. */
+static void let_go_of_old(struct merge *m)
+{
+	if (heads_reopen_beneath(m->store, m->run.names, m->run.nr) && layers_pin(m->store, m->run.names[0]) == 0)
+		store_event(m->store, NULL, "a disk over layer %s can't be opened anew: the layer isn't merged again before the next start",
+			    m->run.names[0]);
+}
+
+static int merge_run(struct merge *m, struct reason *why)
+{
+	int err = choose(m, why);
+	if (!err)
+		err = m->run.is_head ? merge_head(m, why) : merge_frozen(m, why);
+	if (!err)
+		let_go_of_old(m);
+	return err;
+}
+
+/* --- planning ---------------------------------------------------------------------------------------------------------- */
+
+struct finding {
+	const char *layer;
+	const struct vm_disk *found;
+};
+
+static void find_disk(void *ctx, const struct vm_disk *disk)
+{
+	struct finding *f = ctx;
+	if (!f->found && strcmp(disk->layer, f->layer) == 0)
+		f->found = disk;
+}
+
+static const struct job_kind kind;
+
+static void add_job(struct store *store, const struct layer_run *run)
+{
+	struct entry *entry = table_entry(store, run->vm_id);
+	struct vm *vm = entry ? table_current(store, entry) : NULL;
+	struct finding finding = {.layer = run->names[0]};
+	if (!vm)
+		return;
+	vm_each_layer(vm, find_disk, &finding);
+	const struct vm_disk *disk = finding.found ? finding.found : vm->disks;
+	int err = finding.found || vm->nr_disks ? jobs_add(store, &kind, vm, disk, run->names[0]) : 0;
+	if (err && err != -EEXIST)
+		store_event(store, vm->name, "disk %s: space that deleted snapshots took comes back later: %s", disk->file_name, strerror(-err));
+	vm_put(vm);
+}
+
+static void plan(struct store *store, bool again)
+{
+	struct layer_run *runs = NULL;
+	size_t nr = 0;
+	int err = layers_find_runs(store, again, &runs, &nr);
+	for (size_t i = 0; i < nr; i++) {
+		if (!err)
+			add_job(store, &runs[i]);
+		layer_run_done(&runs[i]);
+	}
+	free(runs);
+}
+
+void merges_plan(struct store *store)
+{
+	plan(store, true);
+}
+
+/* --- the job ------------------------------------------------------------------------------------------------------------ */
+
+/* What no further attempt changes. */
+static bool is_hopeless(int err)
+{
+	return err == -EOPNOTSUPP || err == -EUCLEAN || err == -ENAMETOOLONG;
+}
+
+static void report(struct store *store, const struct job *job, int err, const struct reason *why)
+{
+	struct vm *vm = table_current(store, table_entry(store, job->vm_id));
+	store_event(store, vm ? vm->name : NULL, "disk %s: merging what deleted snapshots left failed: %s; nothing is lost, but their space isn't back%s",
+		    job->disk.file_name, *why->text ? why->text : strerror(-err), is_hopeless(err) ? "" : ", and it is tried again");
+	vm_put(vm);
+}
+
+static int run(struct store *store, struct job *job, struct reason *why)
+{
+	struct merge m = {.store = store, .job = job};
+	int err = MERGE_AGAIN;
+	/* A run that is done may be part of a longer one by now. */
+	for (unsigned i = 0; (!err || err == MERGE_AGAIN) && i < ATTEMPTS_MAX; i++) {
+		err = layers_begin_run(store, job->layer, &m.run);
+		if (err)
+			break;
+		err = merge_run(&m, why);
+		layers_end_run(store, &m.run);
+		layers_unlink_unneeded(store);
+	}
+	if (err == -ENOENT)
+		err = 0;
+	if (err == MERGE_AGAIN)
+		err = -EBUSY;
+	if (is_hopeless(err)) {
+		layers_cancel_run(store, job->layer);
+		report(store, job, err, why);
+		err = -ECANCELED;
+	}
+	if (!err)
+		plan(store, false); /* the top may be only another's now */
+	return err;
+}
+
+static int cancel(struct store *store, const struct job *job, struct reason *why)
+{
+	(void)why;
+	layers_cancel_run(store, job->layer);
+	return 0;
+}
+
+static const struct job_kind kind = {
+	.verb = "merge",
+	.title = "merge of what deleted snapshots left with the layers that need it",
+	.id_ending = "-merge",
+	.run = run,
+	.report = report,
+	.cancel = cancel,
+};

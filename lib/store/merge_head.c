@@ -1,0 +1,303 @@
+/* Merges whose top layer is a VM's disk, which a guest may be writing to meanwhile. */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/file.h"
+#include "base/mem.h"
+#include "block/merge.h"
+#include "store/managed.h"
+#include "store/merge_steps.h"
+#include "store/store_internal.h"
+
+#define REST_MAX   (4u << 20) /* is written while the guest waits */
+#define ROUNDS_MAX 8u	      /* a guest that writes faster than we do is made to wait */
+#define OPEN_TRIES 100u	      /* ten milliseconds each: somebody has the file open for a moment */
+
+/* The head while we hold it. */
+struct hold {
+	struct merge *m;
+	struct entry *entry;
+	struct vm *now;	 /* with the change lock: its description */
+	size_t disk;	 /* index in it */
+	struct open_head *oh;
+	bool swap_held;
+};
+
+static int find_head(const struct vm *vm, const char *layer)
+{
+	for (size_t i = 0; vm && i < vm->nr_disks; i++)
+		if (strcmp(vm->disks[i].layer, layer) == 0)
+			return (int)i;
+	return -1;
+}
+
+/* Takes the change lock, and keeps the head open as one who only looks: the VM doesn't count as in use. */
+static int hold_begin(struct merge *m, struct hold *h, struct reason *why)
+{
+	*h = (struct hold){.m = m, .entry = table_entry(m->store, m->run.vm_id)};
+	pthread_mutex_lock(&h->entry->change);
+	h->now = table_current(m->store, h->entry);
+	int i = find_head(h->now, m->run.names[0]);
+	int err = i < 0 ? MERGE_AGAIN : 0;
+	if (!err && (h->now->disks[i].error || h->now->disks[i].pending_path))
+		err = -ESTALE;
+	if (!err)
+		err = head_get(m->store, h->entry, &h->now->disks[i], &h->oh, why);
+	if (err) {
+		pthread_mutex_unlock(&h->entry->change);
+		vm_put(h->now);
+		return err;
+	}
+	h->disk = (size_t)i;
+	h->oh->nr_lookers++;
+	return 0;
+}
+
+static void hold_unlock(struct hold *h)
+{
+	if (h->swap_held)
+		pthread_rwlock_unlock(&h->oh->swap);
+	h->swap_held = false;
+	pthread_mutex_unlock(&h->entry->change);
+	vm_put(take_ptr(h->now));
+}
+
+/* The caller holds the change lock again, or still. */
+static int hold_end(struct hold *h)
+{
+	if (h->swap_held)
+		pthread_rwlock_unlock(&h->oh->swap);
+	h->oh->nr_lookers--;
+	int err = head_put_locked(h->m->store, h->oh);
+	pthread_mutex_unlock(&h->entry->change);
+	vm_put(h->now);
+	return err;
+}
+
+static bool is_still_top(const struct hold *h)
+{
+	return h->oh->head && strcmp(h->oh->layer, h->m->run.names[0]) == 0;
+}
+
+static int flush_shared(struct hold *h)
+{
+	pthread_rwlock_rdlock(&h->oh->swap);
+	int err = is_still_top(h) ? head_flush(h->oh->head) : MERGE_AGAIN;
+	pthread_rwlock_unlock(&h->oh->swap);
+	return err;
+}
+
+static void close_gate(struct hold *h)
+{
+	pthread_rwlock_wrlock(&h->oh->swap);
+	h->swap_held = true;
+}
+
+/* --- pull: into the head --------------------------------------------------------------------------------------------- */
+
+static int pull_piece(struct merge *m, void *ctx, uint64_t guest_off, uint64_t len, uint64_t *ret_stored)
+{
+	struct hold *h = ctx;
+	pthread_rwlock_rdlock(&h->oh->swap);
+	int err = is_still_top(h) ? head_pull(h->oh->head, m->run.nr - 1, guest_off, len, ret_stored) : MERGE_AGAIN;
+	pthread_rwlock_unlock(&h->oh->swap);
+	return err == -ESTALE ? MERGE_AGAIN : err;
+}
+
+static int pull_all(struct hold *h)
+{
+	pthread_rwlock_rdlock(&h->oh->swap);
+	struct view *below = is_still_top(h) ? head_below(h->oh->head) : NULL;
+	uint64_t size = below ? head_virtual_size(h->oh->head) : 0;
+	pthread_rwlock_unlock(&h->oh->swap);
+	int err = below ? pull_piece(h->m, h, 0, 0, &(uint64_t){0}) : MERGE_AGAIN; /* begins it, should there be nothing to do */
+	if (!err)
+		err = merge_each(h->m, below, h->m->run.nr - 1, size, pull_piece, h);
+	view_put(below);
+	return err ? err : flush_shared(h);
+}
+
+static int pull_into_head(struct merge *m, struct reason *why)
+{
+	struct hold h;
+	int err = hold_begin(m, &h, why);
+	if (err)
+		return err;
+	hold_unlock(&h);
+	err = pull_all(&h);
+	pthread_mutex_lock(&h.entry->change);
+	if (!err) {
+		close_gate(&h);
+		err = is_still_top(&h) ? merge_rebase(m, h.oh->head, h.oh, why) : MERGE_AGAIN;
+	}
+	int close_err = hold_end(&h);
+	return err ? err : close_err;
+}
+
+/* --- push: the head goes down ---------------------------------------------------------------------------------------- */
+
+static int reopen(struct hold *h)
+{
+	struct reason why = {0};
+	const struct vm_disk *disk = &h->now->disks[h->disk];
+	int err = head_reattach(h->m->store, h->oh, disk, &why);
+	for (unsigned i = 0; err == -EBUSY && i < OPEN_TRIES; i++) {
+		usleep(10000);
+		err = head_reattach(h->m->store, h->oh, disk, &why);
+	}
+	if (err)
+		store_event(h->m->store, h->now->name, "disk %s can't be opened again: %s; close it in all programs and open it anew",
+			    disk->file_name, *why.text ? why.text : strerror(-err));
+	return err;
+}
+
+/* vm.xml names FRESH, which lies over the head that was. */
+static int commit_fresh(struct hold *h, const char *fresh, bool *ret_tried, struct reason *why)
+{
+	struct store *store = h->m->store;
+	struct vm *next = vm_copy(h->now);
+	struct vm_disk *disk = next ? &next->disks[h->disk] : NULL;
+	char *path = layer_path(store, fresh);
+	if (!disk || !path || text_set(&disk->layer, fresh)) {
+		vm_put(next);
+		free(path);
+		return -ENOMEM;
+	}
+	free(disk->path);
+	disk->path = path;
+	*ret_tried = true;
+	int err = managed_commit(store, h->entry, vm_ref(next), why);
+	if (err) {
+		vm_put(next);
+		return err;
+	}
+	vm_put(h->now);
+	h->now = next;
+	return 0;
+}
+
+/* Puts a new overlay on top; the head is closed then, and what it was is frozen, in the run and still to be pushed. The gate is closed. After
+ * a failure it is as it was. */
+static int restack(struct hold *h, struct reason *why)
+{
+	struct merge *m = h->m;
+	struct stat st;
+	char fresh[LAYER_NAME_MAX];
+	bool tried = false;
+	uint64_t size = head_virtual_size(h->oh->head);
+	head_stat(h->oh->head, &st);
+	struct layer_owner owner = {st.st_mode & 0777, st.st_uid, st.st_gid};
+	struct overlay_spec spec = {
+		.virtual_size = (size + 511) & ~511ull, .backing_name = m->run.names[0], .backing_format = IMAGE_QCOW2};
+	int err = layer_create(m->store, &spec, m->run.names[0], &owner, fresh, why);
+	if (err)
+		return err;
+	err = dir_sync(m->store->layers_fd);
+	if (!err)
+		err = head_detach(h->oh);
+	if (!err)
+		err = commit_fresh(h, fresh, &tried, why);
+	if (!err)
+		err = layers_grow_run(m->store, &m->run, fresh);
+	if (!err) {
+		m->into++;
+		jobs_set_layer(m->store, m->job, fresh);
+		return 0;
+	}
+	/* What vm.xml may name all the same is left to the next start, which knows. */
+	if (tried)
+		layers_forget(m->store, fresh);
+	else
+		layer_abandon(m->store, fresh);
+	if (!h->oh->head)
+		reopen(h);
+	return err;
+}
+
+/* The gate is closed, the head is closed and has nothing that isn't in the destination, or is what restack() has just made. */
+static int finish_closed(struct hold *h, bool rest, const struct stat *owner, struct reason *why)
+{
+	struct merge *m = h->m;
+	struct overlay_facts facts;
+	const char *name = m->run.names[m->into];
+	auto_free char *path = layer_path(m->store, name);
+	int err = rest ? merge_push(m, 1, 1, why) : 0;
+	int close_err = merge_close_dest(m);
+	if (!path)
+		return -ENOMEM;
+	if (err || close_err)
+		return err ? err : close_err;
+	/* Who has it open now would keep us from opening it as the head. */
+	err = overlay_settle(m->store->layers_fd, name, path, &facts, why);
+	return err ? err : merge_take_place(m, owner, why);
+}
+
+static int step_closed(struct hold *h, unsigned round, bool *ret_done, struct reason *why)
+{
+	struct merge *m = h->m;
+	if (!is_still_top(h))
+		return MERGE_AGAIN;
+	uint64_t size = head_virtual_size(h->oh->head), rest = 0;
+	if (((size + 511) & ~511ull) != head_virtual_size(m->dest)) {
+		m->pull_only = true;
+		return MERGE_AGAIN;
+	}
+	struct stat owner;
+	head_stat(h->oh->head, &owner);
+	bool untouched = head_is_untouched(h->oh->head);
+	int err = untouched ? 0 : overlay_allocated(m->store->layers_fd, m->run.names[0], &rest);
+	if (!err)
+		err = untouched ? head_detach(h->oh) : restack(h, why);
+	if (err && h->oh->head)
+		return err;
+	bool last = rest <= REST_MAX || round >= ROUNDS_MAX;
+	atomic_fetch_add(&m->job->progress.total, round ? rest : 0);
+	if (!err && last)
+		err = finish_closed(h, !untouched, &owner, why);
+	int open_err = reopen(h);
+	if (!open_err && head_virtual_size(h->oh->head) != size)
+		open_err = head_resize(h->oh->head, size);
+	*ret_done = !err && last;
+	return err ? err : open_err;
+}
+
+/* Takes the head out from under the guest; *RET_DONE: it is the destination now, else what it was is to be pushed. */
+static int step(struct merge *m, unsigned round, bool *ret_done, struct reason *why)
+{
+	struct hold h;
+	int err = hold_begin(m, &h, why);
+	if (err)
+		return err;
+	err = flush_shared(&h); /* most of it without stopping anybody */
+	if (!err) {
+		close_gate(&h);
+		err = step_closed(&h, round, ret_done, why);
+	}
+	int close_err = hold_end(&h);
+	return err ? err : close_err;
+}
+
+static int push_head(struct merge *m, struct reason *why)
+{
+	int err = merge_open_dest(m, why);
+	if (!err && m->into + 1 < m->run.nr)
+		err = merge_pull(m, why);
+	/* What is frozen already. */
+	if (!err && m->into > 1)
+		err = merge_push(m, 1, m->into - 1, why);
+	bool done = false;
+	for (unsigned round = 0; !err && !done; round++) {
+		err = step(m, round, &done, why);
+		if (!err && !done)
+			err = merge_push(m, 1, 1, why);
+	}
+	int close_err = merge_close_dest(m);
+	return err ? err : close_err;
+}
+
+int merge_head(struct merge *m, struct reason *why)
+{
+	return m->into ? push_head(m, why) : pull_into_head(m, why);
+}

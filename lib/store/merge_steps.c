@@ -1,0 +1,233 @@
+#include "store/merge_steps.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/file.h"
+#include "base/mem.h"
+#include "block/merge.h"
+#include "store/store_internal.h"
+
+#define CHUNK	   (4u << 20)	 /* between two looks at `stop`; what a guest's flush may have to wait for */
+#define ZEROS_CHUNK (1ull << 30) /* of zeros */
+
+/* --- the destination ------------------------------------------------------------------------------------------------ */
+
+int merge_open_dest(struct merge *m, struct reason *why)
+{
+	struct store *store = m->store;
+	const char *name = m->run.names[m->into];
+	auto_free char *path = layer_path(store, name);
+	struct view *below = NULL;
+	if (!path || fstatat(store->layers_fd, name, &m->dest_st, AT_SYMLINK_NOFOLLOW) < 0)
+		return path ? -errno : -ENOMEM;
+	int err = layers_open_beneath(store, name, &below, why);
+	if (err)
+		return err;
+	/* Before the first write: those who have it open must not take it for changed. */
+	err = image_cache_expect_changes(store->images, m->dest_st.st_dev, m->dest_st.st_ino, true);
+	if (!err) {
+		err = head_open_frozen(store->layers_fd, name, path, below, &m->dest, why);
+		if (err)
+			image_cache_expect_changes(store->images, m->dest_st.st_dev, m->dest_st.st_ino, false);
+	}
+	view_put(below);
+	return err;
+}
+
+int merge_close_dest(struct merge *m)
+{
+	if (!m->dest)
+		return 0;
+	int err = head_close(take_ptr(m->dest));
+	image_cache_expect_changes(m->store->images, m->dest_st.st_dev, m->dest_st.st_ino, false);
+	return err;
+}
+
+/* --- pieces --------------------------------------------------------------------------------------------------------- */
+
+static uint64_t min_u64(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
+int merge_each(struct merge *m, struct view *view, size_t nr_layers, uint64_t size, merge_fn fn, void *ctx)
+{
+	for (uint64_t off = 0; off < size;) {
+		struct extent e;
+		uint64_t stored = 0;
+		if (atomic_load(&m->job->progress.stop))
+			return -ECANCELED;
+		int err = view_map_top(view, nr_layers, off, size - off, &e);
+		if (err)
+			return err;
+		uint64_t len = e.len;
+		if (e.kind != EXTENT_UNALLOCATED) {
+			len = min_u64(size - off, e.kind == EXTENT_ZERO && e.len > CHUNK ? min_u64(e.len, ZEROS_CHUNK) : CHUNK);
+			err = fn(m, ctx, off, len, &stored);
+		}
+		if (err)
+			return err;
+		atomic_fetch_add(&m->job->progress.done, stored);
+		off += len;
+	}
+	return 0;
+}
+
+/* --- pull ----------------------------------------------------------------------------------------------------------- */
+
+static int pull_piece(struct merge *m, void *ctx, uint64_t guest_off, uint64_t len, uint64_t *ret_stored)
+{
+	(void)ctx;
+	return head_pull(m->dest, m->run.nr - 1 - m->into, guest_off, len, ret_stored);
+}
+
+int merge_pull(struct merge *m, struct reason *why)
+{
+	struct view *below = head_below(m->dest);
+	/* Nobody else writes to what is being copied. */
+	int err = below ? view_lock(below, why) : MERGE_AGAIN;
+	if (!err) {
+		err = head_pull(m->dest, m->run.nr - 1 - m->into, 0, 0, NULL); /* begins it, should there be nothing to do */
+		if (!err)
+			err = merge_each(m, below, m->run.nr - 1 - m->into, head_virtual_size(m->dest), pull_piece, NULL);
+		view_unlock(below);
+	}
+	view_put(below);
+	if (!err)
+		err = head_flush(m->dest);
+	return err ? err : merge_rebase(m, m->dest, NULL, why);
+}
+
+/* What lies below the run, and how the last layer of it names that; NAME NULL: nothing. */
+static int open_below_run(struct merge *m, struct view **ret, char **ret_name, enum image_format *ret_format, struct reason *why)
+{
+	struct store *store = m->store;
+	struct image *last = NULL;
+	pthread_rwlock_rdlock(&store->layout);
+	int err = image_open(store->images, store->layers_dir, m->run.names[m->run.nr - 1], IMAGE_QCOW2, &last, why);
+	if (!err) {
+		const char *name = image_backing_name(last);
+		*ret_name = name ? strdup(name) : NULL;
+		*ret_format = image_backing_format(last);
+		err = name && !*ret_name ? -ENOMEM : view_open_backing(store->images, last, ret, why);
+		image_put(last);
+	}
+	pthread_rwlock_unlock(&store->layout);
+	return err;
+}
+
+/* Who opens a chain by name sees the layers of the run below the head, or none of them. */
+static int rebase_locked(struct merge *m, struct head *head, struct view *view, const char *name, enum image_format format)
+{
+	if (!layers_run_is_current(m->store, &m->run))
+		return MERGE_AGAIN;
+	int err = head_rebase(head, view, name, format);
+	if (err)
+		return err == -ESTALE ? MERGE_AGAIN : err;
+	layers_set_beneath(m->store, m->run.names[m->into], m->run.below);
+	if (m->dest)
+		image_cache_forget(m->store->images, m->dest_st.st_dev, m->dest_st.st_ino);
+	return 0;
+}
+
+int merge_rebase(struct merge *m, struct head *head, struct open_head *oh, struct reason *why)
+{
+	struct view *view = NULL;
+	auto_free char *name = NULL;
+	enum image_format format = IMAGE_PROBE;
+	int err = open_below_run(m, &view, &name, &format, why);
+	if (!err && oh)
+		err = head_relock(oh, view, why);
+	if (!err) {
+		pthread_rwlock_wrlock(&m->store->layout);
+		err = rebase_locked(m, head, view, name, format);
+		pthread_rwlock_unlock(&m->store->layout);
+	}
+	view_put(view);
+	return err;
+}
+
+/* --- push ------------------------------------------------------------------------------------------------------------- */
+
+struct push {
+	struct view *above;
+	size_t nr_layers;
+};
+
+static int push_piece(struct merge *m, void *ctx, uint64_t guest_off, uint64_t len, uint64_t *ret_stored)
+{
+	struct push *p = ctx;
+	return head_absorb(m->dest, p->above, p->nr_layers, guest_off, len, ret_stored);
+}
+
+int merge_push(struct merge *m, size_t first, size_t nr_layers, struct reason *why)
+{
+	auto_free char *path = layer_path(m->store, m->run.names[first]);
+	struct disk_source source = {path, IMAGE_QCOW2, NULL};
+	struct push push = {.nr_layers = nr_layers};
+	int err = path ? layers_open_view(m->store, &source, &push.above, why) : -ENOMEM;
+	if (err)
+		return err;
+	err = view_lock(push.above, why);
+	if (!err) {
+		err = merge_each(m, push.above, nr_layers, view_virtual_size(push.above), push_piece, &push);
+		view_unlock(push.above);
+	}
+	view_put(push.above);
+	return err ? err : head_flush(m->dest);
+}
+
+static int look_like(struct merge *m, const char *name, const struct stat *st)
+{
+	int dirfd = m->store->layers_fd;
+	struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, st->st_mtim};
+	/* As an ordinary user all is ours. */
+	if (fchownat(dirfd, name, st->st_uid, st->st_gid, AT_SYMLINK_NOFOLLOW) < 0 && errno != EPERM)
+		return -errno;
+	if (fchmodat(dirfd, name, st->st_mode & 07777, 0) < 0 || utimensat(dirfd, name, times, AT_SYMLINK_NOFOLLOW) < 0)
+		return -errno;
+	return 0;
+}
+
+/* The old name stays until the next sweep, so that the chain is whole in between. */
+static int take_place_locked(struct merge *m, struct reason *why)
+{
+	struct store *store = m->store;
+	const char *top = m->run.names[0], *dest = m->run.names[m->into];
+	char tmp[LAYER_NAME_MAX + 8];
+	snprintf(tmp, sizeof tmp, ".%s.m", top);
+	if (!layers_run_is_current(store, &m->run))
+		return MERGE_AGAIN;
+	unlinkat(store->layers_fd, tmp, 0);
+	if (linkat(store->layers_fd, dest, store->layers_fd, tmp, 0) < 0)
+		return reason_set(why, -errno, "%s/%s: %s", store->layers_dir, tmp, strerror(errno));
+	if (renameat(store->layers_fd, tmp, store->layers_fd, top) < 0) {
+		int err = -errno;
+		unlinkat(store->layers_fd, tmp, 0);
+		return reason_set(why, err, "%s/%s: %s", store->layers_dir, top, strerror(-err));
+	}
+	/* The name is stable before what it replaces is unlinked; else nothing may be. */
+	if (dir_sync(store->layers_fd) < 0) {
+		store_event(store, NULL, "%s can't be made durable: nothing in it is tidied up until the next start", store->layers_dir);
+		layers_keep_all(store);
+	}
+	layers_close_run(store, &m->run);
+	image_cache_forget(store->images, m->dest_st.st_dev, m->dest_st.st_ino);
+	return 0;
+}
+
+int merge_take_place(struct merge *m, const struct stat *owner, struct reason *why)
+{
+	int err = look_like(m, m->run.names[m->into], owner);
+	if (err)
+		return reason_set(why, err, "%s/%s: %s", m->store->layers_dir, m->run.names[m->into], strerror(-err));
+	pthread_rwlock_wrlock(&m->store->layout);
+	err = take_place_locked(m, why);
+	pthread_rwlock_unlock(&m->store->layout);
+	return err;
+}

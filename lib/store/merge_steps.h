@@ -1,0 +1,45 @@
+/* The steps of a merge: see merge.h. */
+#ifndef STORE_MERGE_STEPS_H
+#define STORE_MERGE_STEPS_H
+
+#include "store/heads.h"
+#include "store/jobs.h"
+#include "store/layers.h"
+
+struct merge {
+	struct store *store;
+	struct job *job;
+	struct layer_run run;
+	size_t into; /* which of the run takes up the others */
+	bool pull_only; /* the sizes differ: nothing can take the top's place */
+	struct head *dest; /* open, unless it is a head in use */
+	struct stat dest_st; /* when it was opened */
+};
+
+/* Where two attempts see something else: the run changed meanwhile. */
+#define MERGE_AGAIN (-EAGAIN)
+
+/* Opens names[into], which nobody writes to, as the destination. */
+int merge_open_dest(struct merge *m, struct reason *why);
+/* Writes it back, stable and clean. */
+int merge_close_dest(struct merge *m);
+
+/* One piece of work; RET_STORED: bytes that were written. */
+typedef int (*merge_fn)(struct merge *m, void *ctx, uint64_t guest_off, uint64_t len, uint64_t *ret_stored);
+/* Calls FN for those pieces of the first SIZE bytes where the top NR_LAYERS of VIEW have anything. -ECANCELED: the job shall end. */
+int merge_each(struct merge *m, struct view *view, size_t nr_layers, uint64_t size, merge_fn fn, void *ctx);
+
+/* Pulls all that is below the destination into it, and lets it name what is below the run. */
+int merge_pull(struct merge *m, struct reason *why);
+/* The end of a pull: HEAD, into which all was pulled, gets what is below the run beneath it. OH: it is a head in use; its swap is held. */
+int merge_rebase(struct merge *m, struct head *head, struct open_head *oh, struct reason *why);
+
+/* Writes what names[FIRST] and the NR_LAYERS - 1 below it have into the destination. */
+int merge_push(struct merge *m, size_t first, size_t nr_layers, struct reason *why);
+/* The end of a push: the destination, closed, takes the name of the top, and looks like a file with OWNER. */
+int merge_take_place(struct merge *m, const struct stat *owner, struct reason *why);
+
+/* merge_head.c: the top of the run is a VM's disk now. */
+int merge_head(struct merge *m, struct reason *why);
+
+#endif

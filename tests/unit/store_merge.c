@@ -1,0 +1,410 @@
+/* Merging: trees of snapshots, deleted in any order under writers, each state against a plain array; jobs that are cancelled, and a daemon
+ * that dies in the middle of them. At the end qemu-img says what the layers hold, and no layer is left that could be merged.
+ * store_merge [SEED [STEPS]]
+ * limit: 300 */
+#include <dirent.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#include "store/layers.h"
+#include "store/store_internal.h"
+#include "store_test.h"
+
+#define DISK_SIZE (6u << 20)
+#define DISKS	  2
+#define SNAPSHOTS_MAX 24
+#define VMS_MAX	  3
+
+struct state {
+	char name[32]; /* "": none */
+	unsigned char *bytes[DISKS];
+};
+
+struct vm_model {
+	char name[32]; /* "": none */
+	struct state now;
+	struct state snapshots[SNAPSHOTS_MAX];
+	struct disk_file *files[DISKS]; /* open for writing, or NULL */
+};
+
+static struct store *store;
+static struct vm_model vms[VMS_MAX];
+static unsigned nr_made;
+static const char *const disk_names[DISKS] = {"vda.img", "vdb.img"};
+
+static uint64_t pick(uint64_t below)
+{
+	return below ? (uint64_t)random() % below : 0;
+}
+
+static struct vm *vm_of(const struct vm_model *model)
+{
+	struct vm *vm = store_find(store, PLACE_CLONES, model->name);
+	CHECK(vm);
+	return vm;
+}
+
+/* --- states ----------------------------------------------------------------------------------------------------------- */
+
+static void state_copy(struct state *to, const struct state *from, const char *name)
+{
+	snprintf(to->name, sizeof to->name, "%s", name);
+	for (int d = 0; d < DISKS; d++) {
+		to->bytes[d] = malloc(DISK_SIZE);
+		memcpy(to->bytes[d], from->bytes[d], DISK_SIZE);
+	}
+}
+
+static void state_drop(struct state *state)
+{
+	for (int d = 0; d < DISKS; d++)
+		free(state->bytes[d]);
+	*state = (struct state){0};
+}
+
+static void compare(const char *what, const char *disk, const unsigned char *seen, const unsigned char *wanted)
+{
+	for (uint64_t i = 0; i < DISK_SIZE; i++) {
+		if (seen[i] != wanted[i]) {
+			printf("%s/%s: byte %llu is %02x, not %02x\n%s", what, disk, (unsigned long long)i, seen[i], wanted[i], events);
+			exit(1);
+		}
+	}
+}
+
+static void check_state(const struct vm *vm, const char *snapshot_name, const struct state *state)
+{
+	static unsigned char seen[DISK_SIZE];
+	const struct vm_snapshot *snapshot = snapshot_name ? vm_find_snapshot(vm, snapshot_name) : NULL;
+	CHECK(snapshot || !snapshot_name);
+	for (int d = 0; d < DISKS; d++) {
+		struct disk_file *file = NULL;
+		const struct vm_disk *disk = disk_of(vm, snapshot, disk_names[d]);
+		CHECK(disk);
+		CHECK_ERR(disk_open(store, vm, snapshot, disk, false, &file, &why), 0);
+		CHECK(disk_virtual_size(file) == DISK_SIZE);
+		/* In pieces of any length. */
+		for (uint64_t off = 0, n; off < DISK_SIZE; off += n) {
+			n = 1 + pick(2u << 20);
+			n = off + n > DISK_SIZE ? DISK_SIZE - off : n;
+			CHECK_ERR(disk_read(file, seen + off, n, off), 0);
+		}
+		CHECK_ERR(disk_close(file, &why), 0);
+		compare(snapshot_name ? snapshot_name : vm->name, disk_names[d], seen, state->bytes[d]);
+	}
+}
+
+static void check_all(void)
+{
+	for (struct vm_model *m = vms; m < vms + VMS_MAX; m++) {
+		if (!*m->name)
+			continue;
+		struct vm *vm = vm_of(m);
+		check_state(vm, NULL, &m->now);
+		for (int s = 0; s < SNAPSHOTS_MAX; s++)
+			if (*m->snapshots[s].name)
+				check_state(vm, m->snapshots[s].name, &m->snapshots[s]);
+		vm_put(vm);
+	}
+}
+
+/* --- what is done -------------------------------------------------------------------------------------------------------- */
+
+static struct vm_model *pick_vm(void)
+{
+	struct vm_model *m = &vms[pick(VMS_MAX)];
+	return *m->name ? m : NULL;
+}
+
+static struct state *pick_snapshot(struct vm_model *m)
+{
+	for (int i = 0; m && i < 10; i++) {
+		struct state *s = &m->snapshots[pick(SNAPSHOTS_MAX)];
+		if (*s->name)
+			return s;
+	}
+	return NULL;
+}
+
+static struct disk_file *file_of(struct vm_model *m, int d)
+{
+	if (!m->files[d]) {
+		struct vm *vm = vm_of(m);
+		CHECK_ERR(disk_open(store, vm, NULL, disk_of(vm, NULL, disk_names[d]), true, &m->files[d], &why), 0);
+		vm_put(vm);
+	}
+	return m->files[d];
+}
+
+static void close_files(struct vm_model *m)
+{
+	for (int d = 0; d < DISKS; d++) {
+		if (m->files[d])
+			CHECK_ERR(disk_close(m->files[d], &why), 0);
+		m->files[d] = NULL;
+	}
+}
+
+static void do_create_vm(void)
+{
+	struct vm_model *m = &vms[pick(VMS_MAX)];
+	struct vm *vm = NULL;
+	if (*m->name)
+		return;
+	snprintf(m->name, sizeof m->name, "vm-%u", ++nr_made);
+	CHECK_ERR(store_create(store, m->name, getuid(), getgid(), &vm, &why), 0);
+	for (int d = 0; d < DISKS; d++) {
+		CHECK_ERR(disk_create(store, vm, disk_names[d], 0600, getuid(), getgid(), &m->files[d], &why), 0);
+		CHECK_ERR(disk_resize(m->files[d], DISK_SIZE), 0);
+		m->now.bytes[d] = calloc(1, DISK_SIZE);
+	}
+	vm_put(vm);
+}
+
+static void do_write(struct vm_model *m)
+{
+	int d = (int)pick(DISKS);
+	for (uint64_t n = 1 + pick(12); n; n--) {
+		uint64_t len = 1 + pick(random() % 4 ? 9000 : random() % 4 ? 200000 : 3000000), off = pick(DISK_SIZE - len);
+		if (random() % 5) {
+			unsigned char *buf = malloc(len);
+			memset(buf, random() % 5 ? (int)random() : 0, len);
+			CHECK_ERR(disk_write(file_of(m, d), buf, len, off), 0);
+			memcpy(m->now.bytes[d] + off, buf, len);
+			free(buf);
+		} else {
+			CHECK_ERR(disk_discard(file_of(m, d), off, len), 0);
+			memset(m->now.bytes[d] + off, 0, len);
+		}
+	}
+}
+
+static void do_snapshot(struct vm_model *m)
+{
+	struct state *s = m->snapshots;
+	char name[32];
+	while (s < m->snapshots + SNAPSHOTS_MAX && *s->name)
+		s++;
+	if (s == m->snapshots + SNAPSHOTS_MAX)
+		return;
+	struct vm *vm = vm_of(m);
+	snprintf(name, sizeof name, "s%u", ++nr_made);
+	struct snapshot_spec spec = {.name = name};
+	CHECK_ERR(store_snapshot_create(store, vm, &spec, &why), 0);
+	state_copy(s, &m->now, name);
+	vm_put(vm);
+}
+
+static void do_delete(struct vm_model *m)
+{
+	struct state *s = pick_snapshot(m);
+	if (!s)
+		return;
+	struct vm *vm = vm_of(m);
+	CHECK_ERR(store_snapshot_delete(store, vm, s->name, SNAPSHOT_DROP, &why), 0);
+	state_drop(s);
+	vm_put(vm);
+}
+
+static void do_restore(struct vm_model *m)
+{
+	struct state *s = pick_snapshot(m);
+	if (!s)
+		return;
+	close_files(m);
+	struct vm *vm = vm_of(m);
+	CHECK_ERR(store_restore(store, vm, s->name, true, &why), 0);
+	for (int d = 0; d < DISKS; d++)
+		memcpy(m->now.bytes[d], s->bytes[d], DISK_SIZE);
+	vm_put(vm);
+}
+
+static void do_clone(struct vm_model *m)
+{
+	struct state *s = pick_snapshot(m);
+	struct vm_model *to = &vms[pick(VMS_MAX)];
+	struct vm *made = NULL;
+	if (!s || *to->name)
+		return;
+	struct vm *vm = vm_of(m);
+	snprintf(to->name, sizeof to->name, "vm-%u", ++nr_made);
+	CHECK_ERR(store_clone(store, vm, vm_find_snapshot(vm, s->name), to->name, getuid(), getgid(), &made, &why), 0);
+	state_copy(&to->now, s, "");
+	vm_put(made);
+	vm_put(vm);
+}
+
+static void do_remove_vm(struct vm_model *m)
+{
+	close_files(m);
+	struct vm *vm = vm_of(m);
+	for (int s = 0; s < SNAPSHOTS_MAX; s++) {
+		if (!*m->snapshots[s].name)
+			continue;
+		CHECK_ERR(store_snapshot_delete(store, vm, m->snapshots[s].name, SNAPSHOT_DROP, &why), 0);
+		state_drop(&m->snapshots[s]);
+	}
+	CHECK_ERR(store_remove(store, vm, &why), 0);
+	vm_put(vm);
+	state_drop(&m->now);
+	*m->name = '\0';
+}
+
+static void cancel_jobs(void)
+{
+	char *names = NULL;
+	CHECK(store_jobs(store, &names) == 0);
+	for (char *p = names, *end; *p && (end = strchr(p, '\n')); p = end + 1) {
+		char *text = NULL;
+		size_t len = 0;
+		*end = '\0';
+		if (store_job_text(store, p, &text, &len) == 0)
+			CHECK(strstr(text, "kind: merge"));
+		free(text);
+		int err = store_job_cancel(store, p, &why);
+		CHECK(!err || err == -ENOENT);
+	}
+	free(names);
+}
+
+/* --- what must be so at the end -------------------------------------------------------------------------------------------- */
+
+static void check_layer_files(void)
+{
+	char path[600];
+	snprintf(path, sizeof path, "%s/src/.vmsnapfs/layers", dir);
+	DIR *d = opendir(path);
+	CHECK(d);
+	for (struct dirent *de; (de = readdir(d));) {
+		if (*de->d_name == '.' && strlen(de->d_name) <= 2)
+			continue;
+		if (layers_pin(store, de->d_name) < 0) {
+			printf("%s is unreachable\n%s", de->d_name, events);
+			exit(1);
+		}
+		layers_unpin(store, de->d_name);
+	}
+	closedir(d);
+}
+
+static void check_settled(void)
+{
+	struct layer_run *runs = NULL;
+	size_t nr = 0;
+	wait_for_jobs(store);
+	CHECK(layers_find_runs(store, false, &runs, &nr) == 0);
+	for (size_t i = 0; i < nr; i++) {
+		printf("%s could be merged with %zu layers\n%s", runs[i].names[0], runs[i].nr - 1, events);
+		exit(1);
+	}
+	free(runs);
+	check_layer_files();
+}
+
+static void check_with_qemu(const struct vm_disk *disk, const unsigned char *wanted)
+{
+	static unsigned char seen[DISK_SIZE];
+	char path[600];
+	run("qemu-img check -q %s && qemu-img convert -O raw %s %s/flat", disk->path, disk->path, dir);
+	snprintf(path, sizeof path, "%s/flat", dir);
+	FILE *f = fopen(path, "r");
+	CHECK(f && fread(seen, 1, DISK_SIZE, f) == DISK_SIZE);
+	fclose(f);
+	compare("qemu-img", disk->path, seen, wanted);
+}
+
+static void check_all_with_qemu(void)
+{
+	for (struct vm_model *m = vms; m < vms + VMS_MAX; m++) {
+		if (!*m->name)
+			continue;
+		close_files(m);
+		struct vm *vm = vm_of(m);
+		for (int d = 0; d < DISKS; d++) {
+			check_with_qemu(disk_of(vm, NULL, disk_names[d]), m->now.bytes[d]);
+			for (int s = 0; s < SNAPSHOTS_MAX; s++)
+				if (*m->snapshots[s].name)
+					check_with_qemu(disk_of(vm, vm_find_snapshot(vm, m->snapshots[s].name), disk_names[d]),
+							m->snapshots[s].bytes[d]);
+		}
+		vm_put(vm);
+	}
+}
+
+static void reopen(void)
+{
+	for (struct vm_model *m = vms; m < vms + VMS_MAX; m++)
+		close_files(m);
+	store_close(store);
+	store = store_at("src", true);
+}
+
+static void do_step(void)
+{
+	struct vm_model *m = pick_vm();
+	switch (m ? pick(20) : 0) {
+	case 0: do_create_vm(); break;
+	case 1:
+	case 2:
+	case 3:
+	case 4:
+	case 5: do_snapshot(m); break;
+	case 6:
+	case 7:
+	case 8: do_delete(m); break;
+	case 9: do_restore(m); break;
+	case 10: do_clone(m); break;
+	case 11:
+		if (random() % 8 == 0)
+			do_remove_vm(m);
+		break;
+	case 12:
+		if (random() % 2)
+			check_settled();
+		break;
+	case 13: check_all(); break;
+	case 14:
+		if (random() % 3 == 0)
+			reopen();
+		break;
+	case 15:
+		if (random() % 3 == 0)
+			cancel_jobs();
+		break;
+	case 16: close_files(m); break;
+	default: do_write(m); break;
+	}
+}
+
+static void test_random(unsigned nr_steps)
+{
+	store = store_at("src", true);
+	for (unsigned i = 0; i < nr_steps; i++)
+		do_step();
+	check_all();
+	reopen(); /* what was cancelled is taken up again */
+	check_settled();
+	check_all();
+	check_all_with_qemu();
+	for (struct vm_model *m = vms; m < vms + VMS_MAX; m++)
+		if (*m->name)
+			do_remove_vm(m);
+	check_settled();
+	store_close(store);
+}
+
+int main(int argc, char **argv)
+{
+	const char *env = getenv("SEED");
+	unsigned seed = argc > 1 ? (unsigned)atoi(argv[1]) : env ? (unsigned)atoi(env) : (unsigned)time(NULL);
+	unsigned nr_steps = argc > 2 ? (unsigned)atoi(argv[2]) : 800;
+	printf("seed %u, %u steps\n", seed, nr_steps);
+	srandom(seed);
+	dir_init();
+	test_random(nr_steps);
+	dir_done();
+	return 0;
+}
