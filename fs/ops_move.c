@@ -192,6 +192,7 @@ int ops_restore_link(struct fs *fs, const struct place *vm, const char *target, 
 	const struct vm_snapshot *snapshot = ops_links_to_snapshot(vm, target);
 	if (!snapshot)
 		return reason_set(why, -ENOENT, "%s: current can only point to one of the VM's snapshots, as snapshots/NAME", target);
+	handles_wait_closed(fs->handles, vm->node.vm);
 	int err = store_restore(fs->store, vm->vm, snapshot->name, false, why);
 	if (!err)
 		ops_vms_changed(fs);

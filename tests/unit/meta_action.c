@@ -260,9 +260,42 @@ static void test_stream(void)
 	CHECK_STR(split("<", false), "<");
 }
 
+/* Whatever is written, it is a command or is refused with a reason, and is consumed. */
+static void test_noise(void)
+{
+	static const char *const samples[] = {
+		"before vda 'v d' description=\"a\\\" b\" c",
+		"config=S1 memory=S1 vda=\"S 2\" vdb=none discard\n# x\nS1 merge-force\n",
+		"<?xml version='1.0'?><domainsnapshot><name>a</name><memory snapshot='external' file='/m'/><disks><disk name='vda' "
+		"snapshot='no'/><disk name='vdb'/></disks></domainsnapshot>\nx\n",
+		"<action><!-- > --><snapshot id=\"S1\"/><restore_memory>true</restore_memory><disks><disk id='vda'><image_id>1</image_id></disk>"
+		"</disks></action><snapshot><description><![CDATA[a/b]]></description><disk_attachments/></snapshot>",
+	};
+	static const char noise[] = "<>/='\"\\ \n\t#!?-[]&;az\x80\xff";
+	const char *seed = getenv("SEED");
+	srand(seed ? (unsigned)atoi(seed) : 1);
+	for (int i = 0; i < 20000; i++) {
+		char text[400];
+		snprintf(text, sizeof text, "%s", samples[i % 4]);
+		size_t len = strlen(text), off, command_len;
+		for (int k = rand() % 8; k >= 0; k--)
+			text[(size_t)rand() % len] = noise[(size_t)rand() % sizeof noise];
+		for (const char *p = text; action_next(p, len, rand() % 4 != 0, &off, &command_len);) {
+			CHECK(command_len > 0 && off + command_len <= len);
+			why = (struct reason){0};
+			action_done(&action);
+			int err = action_parse(1 + rand() % (ACTION_KINDS - 1), p + off, command_len, &action, &why);
+			CHECK(!err || *why.text);
+			p += off + command_len;
+			len -= off + command_len;
+		}
+	}
+}
+
 int main(void)
 {
 	xml_init();
+	test_noise();
 	test_nothing();
 	test_snapshot_lines();
 	test_domainsnapshot();
