@@ -57,4 +57,26 @@ equal "$alice" "$(stat -c %u shared/vms/private/disks/vda.img)" "owner of a view
 equal 400 "$(stat -c %a shared/vms/private/disks/vda.img)" "mode of a view over a private image"
 refused "EACCES|EROFS|EPERM" as "$bob" dd if=/dev/zero of=shared/clones/mine/disks/vda.img bs=512 count=1 conv=notrunc
 refused "EACCES|EPERM" as "$bob" rmdir shared/clones/mine
+
+say "the same, snapshots and actions: only of one's own VMs, and RAM only out of files that one may read"
+echo secret >"$src/secret" && chmod 600 "$src/secret"
+echo mine >"$src/mine" && chmod 600 "$src/mine" && chown "$alice" "$src/mine"
+act() { # USER-ID ACTION COMMAND
+	as "$1" tee "shared/clones/mine/actions/$2" <<<"$3" >/dev/null
+}
+as "$alice" mkdir shared/clones/mine/snapshots/by-mkdir
+act "$alice" snapshot "by-action vda"
+with_ram() {
+	echo "<domainsnapshot><name>ram</name><memory snapshot='external' file='$src/$1'/></domainsnapshot>"
+}
+refused EACCES act "$alice" snapshot "$(with_ram secret)"
+act "$alice" snapshot "$(with_ram mine)"
+equal mine "$(as "$alice" cat shared/clones/mine/snapshots/ram/memory)"
+refused EACCES as "$bob" cat shared/clones/mine/snapshots/ram/memory
+refused EACCES act "$bob" delete ram
+refused EACCES act "$bob" snapshot x
+refused EACCES as "$bob" mkdir shared/clones/mine/snapshots/x
+refused EACCES as "$bob" rmdir shared/clones/mine/snapshots/ram
+refused EACCES as "$bob" ln -sfn snapshots/ram shared/clones/mine/current
+lists shared/clones/mine/snapshots by-mkdir by-action ram
 unmount shared
