@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/mem.h"
 #include "store/merge_steps.h"
@@ -145,15 +146,25 @@ static void report(struct store *store, const struct job *job, int err, const st
 	vm_put(vm);
 }
 
+/* Who goes back to a snapshot waits until the VM's disks are closed. */
+static void let_others_first(struct store *store, const struct job *job)
+{
+	const struct entry *entry = table_entry(store, job->vm_id);
+	while (atomic_load(&entry->nr_waiting) && !atomic_load(&job->progress.stop))
+		usleep(1000);
+}
+
 static int run(struct store *store, struct job *job, struct reason *why)
 {
 	struct merge m = {.store = store, .job = job};
 	int err = MERGE_AGAIN;
 	/* A run that is done may be part of a longer one by now. */
 	for (unsigned i = 0; (!err || err == MERGE_AGAIN) && i < ATTEMPTS_MAX; i++) {
+		let_others_first(store, job);
 		err = layers_begin_run(store, job->layer, &m.run);
 		if (err)
 			break;
+		m.entry = table_entry(store, m.run.vm_id);
 		err = merge_run(&m, why);
 		layers_end_run(store, &m.run);
 		layers_unlink_unneeded(store);

@@ -62,6 +62,8 @@ int merge_each(struct merge *m, struct view *view, size_t nr_layers, uint64_t si
 		uint64_t stored = 0;
 		if (atomic_load(&m->job->progress.stop))
 			return -ECANCELED;
+		if (m->run.is_head && atomic_load(&m->entry->nr_waiting))
+			return MERGE_AGAIN; /* somebody wants the disks closed */
 		int err = view_map_top(view, nr_layers, off, size - off, &e);
 		if (err)
 			return err;

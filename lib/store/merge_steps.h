@@ -9,6 +9,7 @@
 struct merge {
 	struct store *store;
 	struct job *job;
+	struct entry *entry; /* of the VM that uses the run's top */
 	struct layer_run run;
 	size_t into; /* which of the run takes up the others */
 	bool pull_only; /* the sizes differ: nothing can take the top's place */

@@ -12,6 +12,7 @@
 #include "base/file.h"
 #include "base/mem.h"
 #include "base/strbuf.h"
+#include "block/merge.h"
 #include "store/manifest.h"
 #include "store/snapshot.h"
 #include "store/store_internal.h"
@@ -32,23 +33,46 @@ struct composing {
 
 /* --- whether a state is that of a snapshot -------------------------------------------------------------------------------- */
 
-/* Whether nothing was written to DISK, a head or what was one, since it was put over the snapshot's. */
+/* The number of layers in VIEW above that of BASE; -1: it isn't among them. */
+static int layers_above(struct store *store, const struct view *view, const struct vm_disk *base)
+{
+	for (size_t i = 0; i < view_depth(view); i++) {
+		const char *name = layer_of_path(store, image_path(view_layer(view, i)));
+		if (name && strcmp(name, base->layer) == 0)
+			return (int)i;
+	}
+	return -1;
+}
+
+/* Whether the top NR layers hold nothing at all. */
+static bool are_empty(struct view *view, size_t nr)
+{
+	uint64_t size = view_virtual_size(view);
+	for (uint64_t off = 0; off < size;) {
+		struct extent e;
+		if (view_map_top(view, nr, off, size - off, &e) || e.kind != EXTENT_UNALLOCATED)
+			return false;
+		off += e.len;
+	}
+	return true;
+}
+
+/* Whether nothing was written to DISK, a head or what was one, since it was put over the snapshot's; there may be more empty overlays
+ * in between. */
 static bool is_untouched(struct store *store, const struct vm_disk *disk, const struct vm_disk *base)
 {
 	struct overlay_facts facts;
-	struct image *head = NULL, *image = NULL;
+	struct view *view = NULL;
 	auto_free char *path = layer_path(store, disk->layer);
+	const struct disk_source source = {path, IMAGE_QCOW2, NULL};
 	if (strcmp(disk->layer, base->layer) == 0)
 		return true;
-	if (!path || overlay_settle(store->layers_fd, disk->layer, path, &facts, NULL) || !facts.empty)
+	if (!path || overlay_settle(store->layers_fd, disk->layer, path, &facts, NULL) || !facts.empty ||
+	    layers_open_view(store, &source, &view, NULL))
 		return false;
-	bool same = image_open(store->images, store->layers_dir, disk->layer, IMAGE_QCOW2, &head, NULL) == 0 &&
-		    image_open(store->images, store->layers_dir, base->layer, IMAGE_QCOW2, &image, NULL) == 0 && image_backing_name(head) &&
-		    strcmp(image_backing_name(head), base->layer) == 0 && image_virtual_size(image) == facts.virtual_size;
-	if (head)
-		image_put(head);
-	if (image)
-		image_put(image);
+	int above = layers_above(store, view, base);
+	bool same = above > 0 && image_virtual_size(view_layer(view, (size_t)above)) == facts.virtual_size && are_empty(view, (size_t)above);
+	view_put(view);
 	return same;
 }
 
