@@ -249,7 +249,6 @@ struct flush_set {
 	size_t nr_l1;
 	bool size_dirty;
 	uint64_t virtual_size;
-	uint64_t file_size; /* that the clusters in use need */
 };
 
 static void flush_set_done(struct flush_set *set)
@@ -321,7 +320,6 @@ static int collect(struct head *head, struct flush_set *set)
 	set->size_dirty = head->size_dirty;
 	set->virtual_size = atomic_load(&head->virtual_size);
 	head->size_dirty = false;
-	set->file_size = head->space.nr_clusters << head->space.cluster_bits;
 	return 0;
 }
 
@@ -337,13 +335,16 @@ static int write_pages(const struct head *head, const struct flush_set *set, siz
 	return err;
 }
 
-/* The file ends behind its last cluster: the holes of new tables are in it. */
-static int extend_file(const struct head *head, uint64_t file_size)
+/* The file ends behind its last cluster: the holes of new tables are in it. Under the lock, and to where the last cluster lies now: a writer that
+ * has got a cluster behind that meanwhile may have made the file longer since its end was looked at, and would be cut off. */
+static int extend_file(struct head *head)
 {
+	pthread_mutex_lock(&head->lock);
+	uint64_t file_size = head->space.nr_clusters << head->space.cluster_bits;
 	off_t end = lseek(head->fd, 0, SEEK_END);
-	if (end < 0 || ((uint64_t)end < file_size && ftruncate(head->fd, (off_t)file_size) < 0))
-		return -errno;
-	return 0;
+	int err = end < 0 || ((uint64_t)end < file_size && ftruncate(head->fd, (off_t)file_size) < 0) ? -errno : 0;
+	pthread_mutex_unlock(&head->lock);
+	return err;
 }
 
 static int write_l1_and_size(const struct head *head, const struct flush_set *set)
@@ -396,7 +397,7 @@ static void settle_l1_locked(struct head *head, const struct flush_set *set)
 static int write_set(struct head *head, const struct flush_set *set)
 {
 	bool tables = set->nr_pages || set->nr_l1 || set->size_dirty;
-	int err = tables ? extend_file(head, set->file_size) : 0;
+	int err = tables ? extend_file(head) : 0;
 	if (!err)
 		err = write_pages(head, set, 0, set->nr_unknown);
 	if (!err)
@@ -447,7 +448,7 @@ static void release_run(struct head *head, uint64_t host_off, uint64_t nr)
 /* G2 to G5. */
 static int write_l1_at(struct head *head, uint64_t l1_offset, uint32_t l1_size)
 {
-	int err = extend_file(head, l1_offset + clusters_of(head, (uint64_t)l1_size * 8) * qcow2_cluster_size(&head->header.geo));
+	int err = extend_file(head);
 	if (!err) /* what follows lies behind the file's end, and is zeros */
 		err = file_write(head->fd, head->l1, (size_t)head->header.l1_size * 8, l1_offset);
 	if (!err)
