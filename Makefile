@@ -62,8 +62,8 @@ $(BUILD)/bench/%: $(BUILD)/tests/bench/%.o
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $< $(shell pkg-config --libs fuse3)
 
-# Its own idea of what a write is: see the file.
-$(BUILD)/unit/block_powercut: LDFLAGS += -Wl,--wrap=file_write,--wrap=file_sync,--wrap=fallocate64,--wrap=ftruncate64
+# Their own idea of what a write is: see tests/unit/powercut.h.
+$(BUILD)/unit/block_powercut $(BUILD)/unit/block_mergecut: LDFLAGS += -Wl,--wrap=file_write,--wrap=file_sync,--wrap=fallocate64,--wrap=ftruncate64
 
 $(BUILD)/unit/%: $(BUILD)/tests/unit/%.o $(LIB)
 	@mkdir -p $(@D)

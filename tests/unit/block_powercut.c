@@ -11,11 +11,10 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "base/file.h"
 #include "block/head.h"
 #include "block/trust.h"
+#include "powercut.h"
 
-#define SECTOR	   512u
 #define NR_SECTORS 6144u /* 3 MiB: some 24 clusters */
 #define NR_OPS	   160
 
@@ -27,58 +26,6 @@
 static bool growing, is_long;
 static unsigned nr_steps = NR_OPS;
 
-enum op_kind { OP_WRITE, OP_PUNCH, OP_TRUNCATE, OP_SYNC };
-struct op {
-	enum op_kind kind;
-	uint64_t off, len;
-	char *data;
-};
-static struct op *ops;
-static size_t nr_ops;
-static bool logging;
-
-static void log_op(enum op_kind kind, uint64_t off, uint64_t len, const void *data)
-{
-	if (!logging)
-		return;
-	ops = realloc(ops, (nr_ops + 1) * sizeof *ops);
-	ops[nr_ops] = (struct op){kind, off, len, NULL};
-	if (data) {
-		ops[nr_ops].data = malloc(len);
-		memcpy(ops[nr_ops].data, data, len);
-	}
-	nr_ops++;
-}
-
-int __real_file_write(int fd, const void *buf, size_t len, uint64_t off);
-int __wrap_file_write(int fd, const void *buf, size_t len, uint64_t off);
-int __wrap_file_write(int fd, const void *buf, size_t len, uint64_t off)
-{
-	log_op(OP_WRITE, off, len, buf);
-	return __real_file_write(fd, buf, len, off);
-}
-int __wrap_file_sync(int fd);
-int __wrap_file_sync(int fd)
-{
-	(void)fd;
-	log_op(OP_SYNC, 0, 0, NULL);
-	return 0;
-}
-int __real_fallocate64(int fd, int mode, off_t off, off_t len);
-int __wrap_fallocate64(int fd, int mode, off_t off, off_t len);
-int __wrap_fallocate64(int fd, int mode, off_t off, off_t len)
-{
-	log_op(OP_PUNCH, (uint64_t)off, (uint64_t)len, NULL);
-	return __real_fallocate64(fd, mode, off, len);
-}
-int __real_ftruncate64(int fd, off_t len);
-int __wrap_ftruncate64(int fd, off_t len);
-int __wrap_ftruncate64(int fd, off_t len)
-{
-	log_op(OP_TRUNCATE, (uint64_t)len, 0, NULL);
-	return __real_ftruncate64(fd, len);
-}
-
 /* What the guest did: a sector's value is the number of the step that wrote it (0: as beneath; zeros after a discard). */
 struct guest_step {
 	unsigned first, nr; /* sectors */
@@ -86,7 +33,6 @@ struct guest_step {
 	size_t log_start, log_end;
 };
 static struct guest_step steps[NR_OPS];
-static char dir[200], path[300], cmd[1000];
 
 static bool is_far(unsigned sector)
 {
@@ -104,12 +50,6 @@ static uint64_t offset_of(unsigned sector)
 static unsigned nr_together(unsigned sector)
 {
 	return is_far(sector) ? WINDOW - (sector - NEAR) % WINDOW : growing ? NEAR - sector : NR_SECTORS - sector;
-}
-
-static void fail(const char *what, uint64_t n)
-{
-	printf("%s %llu (left in %s)\n", what, (unsigned long long)n, dir);
-	exit(1);
 }
 
 static void stamp(unsigned char *sector, unsigned value)
@@ -143,50 +83,6 @@ static void do_step(struct head *head, unsigned i)
 	if (err)
 		fail("a step failed with", (uint64_t)-err);
 	s->log_end = nr_ops;
-}
-
-static void apply(int fd, const struct op *op, bool torn)
-{
-	switch (op->kind) {
-	case OP_WRITE:
-		for (uint64_t at = 0; at < op->len;) {
-			uint64_t n = SECTOR - (op->off + at) % SECTOR;
-			if (n > op->len - at)
-				n = op->len - at;
-			if (!torn || random() % 2)
-				if (pwrite(fd, op->data + at, n, (off_t)(op->off + at)) != (ssize_t)n)
-					exit(2);
-			at += n;
-		}
-		break;
-	case OP_PUNCH: __real_fallocate64(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)op->off, (off_t)op->len); break;
-	case OP_TRUNCATE:
-		if (lseek(fd, 0, SEEK_END) < (off_t)op->off && __real_ftruncate64(fd, (off_t)op->off) < 0)
-			exit(2);
-		break;
-	case OP_SYNC: break;
-	}
-}
-
-/* The file as a cut before log entry CUT leaves it. */
-static void rebuild(size_t cut)
-{
-	snprintf(cmd, sizeof cmd, "cp --sparse=always %s/start.qcow2 %s", dir, path);
-	if (system(cmd) != 0)
-		exit(2);
-	int fd = open(path, O_RDWR);
-	size_t stable = 0;
-	for (size_t i = 0; i < cut; i++)
-		if (ops[i].kind == OP_SYNC)
-			stable = i + 1;
-	for (size_t i = 0; i < stable; i++)
-		apply(fd, &ops[i], false);
-	/* Of what was not stable: any part, the later before the earlier too. */
-	for (int round = 0; round < 2; round++)
-		for (size_t i = stable; i < cut; i++)
-			if (random() % 3 == 0)
-				apply(fd, &ops[i], random() % 2);
-	close(fd);
 }
 
 /* Whether SECTOR may read as BYTES after a cut at CUT. */
@@ -253,9 +149,7 @@ static void make_overlay(int dirfd)
 	snprintf(cmd, sizeof cmd, "printf '\\021' | dd of=%s bs=1 seek=79 conv=notrunc status=none", path);
 	if (is_long && system(cmd) != 0)
 		exit(2);
-	snprintf(cmd, sizeof cmd, "cp --sparse=always %s %s/start.qcow2", path, dir);
-	if (system(cmd) != 0)
-		exit(2);
+	save_start();
 }
 
 static uint32_t l1_size(void)
@@ -293,11 +187,7 @@ static void run(struct view *view, int dirfd, int nr_cuts)
 	for (size_t i = 0; i < nr_ops; i++)
 		for (int again = 0; again < 3 && ops[i].kind == OP_WRITE && ops[i].off >= 36 && ops[i].off < SECTOR; again++)
 			check_cut(view, dirfd, i + 1);
-	for (size_t i = 0; i < nr_ops; i++)
-		free(ops[i].data);
-	free(ops);
-	ops = NULL;
-	nr_ops = 0;
+	forget_ops();
 }
 
 int main(int argc, char **argv)
