@@ -91,3 +91,12 @@ equal 'root
           +- tip' "$(sed -n '/^root$/,/- tip$/p' out)" "libvirt's tree"
 grep -q ^tip out || fail "the current one isn't tip: $(cat out)"
 grep -q "^Parent: *root$" out || fail "branch's parent isn't root: $(cat out)"
+
+say "what virsh writes is a command, too"
+virsh -q -c test:///default snapshot-create-as test by-virsh "described & done" --disk-only --diskspec vdb,snapshot=no --diskspec vda,snapshot=external \
+	--print-xml >$vm/actions/snapshot
+lists $vm/snapshots/by-virsh/disks vda.img
+equal "described & done" "$(getfattr --only-values -n user.vmsnapfs.description $vm/snapshots/by-virsh)"
+sed 's,<name>single</name>,<name>again</name>,' 2.xml >$vm/actions/snapshot # a whole snapshot.xml: what is only told, like its parent, isn't looked at
+lists $vm/snapshots/again/disks vdb.img
+equal by-virsh "$(getfattr --only-values -n user.vmsnapfs.parent $vm/snapshots/again)"
