@@ -149,31 +149,31 @@ int store_domain_xml(struct store *store, const struct vm *vm, const struct vm_s
 	return with_disks(store, vm, disks, nr_disks, mount_dir, text, len, ret, ret_len, why);
 }
 
-/* Whether SNAPSHOT is the nearest one to hold the disk TARGET, going from the one called NAME towards the root. */
-static bool is_nearest(const struct vm *vm, const char *name, const struct vm_snapshot *snapshot, const char *target)
+static bool is_among(const char *const *names, size_t nr, const char *name)
 {
-	for (int i = name ? vm_snapshot_index(vm, name) : -1; i >= 0; i = name ? vm_snapshot_index(vm, name) : -1) {
-		const struct vm_snapshot *s = vm->snapshots[i];
-		if (s == snapshot || disk_by_target(s->disks, s->nr_disks, target))
-			return s == snapshot;
-		name = s->parent;
-	}
+	for (size_t i = 0; name && i < nr; i++)
+		if (!strcmp(names[i], name))
+			return true;
 	return false;
 }
 
-/* The layer that went on where SNAPSHOT stopped, of the disk TARGET: that of the first snapshot which came after it, or the VM's own. NULL:
- * none goes on from it. */
-static char *overlay_of(const struct vm *vm, const struct vm_snapshot *snapshot, const char *target)
+/* The layer that went on where SNAPSHOT stopped, of the disk TARGET: that of the first one after it that has the disk, with only such between them
+ * as haven't, or the VM's own. NULL: none goes on from it. Parents come before their children. ROOM for the names of all snapshots. */
+static char *overlay_of(const struct vm *vm, const struct vm_snapshot *snapshot, const char *target, const char **room)
 {
+	size_t nr = 0;
+	room[nr++] = snapshot->name;
 	for (size_t i = 0; i < vm->nr_snapshots; i++) {
 		const struct vm_snapshot *next = vm->snapshots[i];
+		if (!is_among(room, nr, next->parent))
+			continue;
 		const struct vm_disk *disk = disk_by_target(next->disks, next->nr_disks, target);
-		if (disk && is_nearest(vm, next->parent, snapshot, target))
+		if (disk)
 			return disk->path;
+		room[nr++] = next->name;
 	}
 	const struct vm_disk *head = disk_by_target(vm->disks, vm->nr_disks, target);
-	const char *current = vm->current >= 0 ? vm->snapshots[vm->current]->name : NULL;
-	return head && is_nearest(vm, current, snapshot, target) ? head->path : NULL;
+	return head && vm->current >= 0 && is_among(room, nr, vm->snapshots[vm->current]->name) ? head->path : NULL;
 }
 
 /* The disks of the snapshot, and behind them those of the VM that went on without being part of it: libvirt lists both, and wants both in
@@ -184,14 +184,15 @@ static int collect_disks(const struct vm *vm, const struct vm_snapshot *snapshot
 	size_t nr = snapshot->nr_disks;
 	struct vm_disk *disks = mem_new_array(nr + vm->nr_disks, sizeof *disks);
 	struct domsnapshot_disk *rows = mem_new_array(nr + vm->nr_disks, sizeof *rows);
+	auto_free const char **names = mem_new_array(vm->nr_snapshots + 1, sizeof *names);
 	*ret_disks = disks;
 	*ret_rows = rows;
-	if (!disks || !rows)
+	if (!disks || !rows || !names)
 		return -ENOMEM;
 	for (size_t i = 0; i < nr; i++) {
 		disks[i] = snapshot->disks[i];
 		rows[i].location = disks[i].snapshot ? DOMSNAPSHOT_INTERNAL : DOMSNAPSHOT_EXTERNAL;
-		rows[i].overlay = vm->kind == VM_MANAGED ? overlay_of(vm, snapshot, disks[i].target) : NULL;
+		rows[i].overlay = vm->kind == VM_MANAGED ? overlay_of(vm, snapshot, disks[i].target, names) : NULL;
 	}
 	for (size_t i = 0; i < vm->nr_disks; i++) {
 		const struct vm_disk *disk = &vm->disks[i];
