@@ -121,7 +121,7 @@ static int mkdir_in_vm(struct fs *fs, const struct place *vm, const char *name, 
 static int mkdir_snapshot(fuse_req_t req, const struct place *parent, const char *name, struct place *ret, struct reason *why)
 {
 	struct fs *fs = ops_fs(req);
-	if (callers_is_copying_tree(fs->callers, ops_thread(req), place_ino(parent), name))
+	if (veil_is_maker(fs->veil, parent->node.vm, ops_thread(req)))
 		return reason_set(why, -EOPNOTSUPP, "snapshots can't be copied into a VM: copy one into clones/, or take one with mkdir");
 	const struct snapshot_spec spec = {.name = name};
 	auto_place struct place now = {0};

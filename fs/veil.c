@@ -118,6 +118,15 @@ void veil_lift(struct veil *veil, uint32_t vm, unsigned name)
 	pthread_mutex_unlock(&veil->lock);
 }
 
+bool veil_is_maker(struct veil *veil, uint32_t vm, pid_t thread)
+{
+	pthread_mutex_lock(&veil->lock);
+	struct veil_entry *entry = find_locked(veil, vm);
+	pid_t maker = entry && clock_ms() - entry->covered_ms < COVERED_MS ? entry->maker : 0;
+	pthread_mutex_unlock(&veil->lock);
+	return maker && callers_process(thread) == maker;
+}
+
 static bool is_removed(const struct veil_entry *entry, unsigned name, int64_t now)
 {
 	return (entry->removed & 1ull << name) && now - entry->removed_ms < REMOVED_MS;

@@ -35,6 +35,9 @@ void veil_remove(struct veil *veil, uint32_t vm, unsigned name);
 /* NAME was made: shows it to all. */
 void veil_lift(struct veil *veil, uint32_t vm, unsigned name);
 
+/* Whether the process of THREAD has made VM by copying, and is still at it. */
+bool veil_is_maker(struct veil *veil, uint32_t vm, pid_t thread);
+
 /* Whether THREAD doesn't see NAME; 0: a caller from whom only removed names are hidden. */
 bool veil_hides(struct veil *veil, uint32_t vm, unsigned name, pid_t thread);
 

@@ -14,7 +14,7 @@ static unsigned char models[NR_LAYERS][DISK_SIZE];
 static char names[NR_LAYERS][20];
 static struct trust *trust;
 static struct image_cache *cache; /* of those who merge */
-static int dirfd;
+static int layers_fd;
 
 static char *path_of(const char *name)
 {
@@ -42,7 +42,7 @@ static void change(int i, struct view *below)
 {
 	struct head *head = NULL;
 	static unsigned char buf[400 * SECTOR];
-	check(head_open(dirfd, names[i], path_of(names[i]), below, &head, NULL), "opening a head");
+	check(head_open(layers_fd, names[i], path_of(names[i]), below, &head, NULL), "opening a head");
 	for (int n = 0; n < 12; n++) {
 		uint64_t off = (uint64_t)random() % (DISK_SIZE / SECTOR) * SECTOR, len = (1 + (uint64_t)random() % (random() % 3 ? 20 : 400)) * SECTOR;
 		bool zero = random() % 4 == 0;
@@ -59,7 +59,7 @@ static void make_chain(void)
 {
 	for (int i = 0; i < NR_LAYERS; i++) {
 		snprintf(names[i], sizeof names[i], "%d.%s", i, i ? "qcow2" : "raw");
-		unlinkat(dirfd, names[i], 0);
+		unlinkat(layers_fd, names[i], 0);
 		if (!i) {
 			FILE *f = fopen(path_of(names[0]), "w");
 			for (unsigned k = 0; k < DISK_SIZE; k += 65536)
@@ -72,7 +72,7 @@ static void make_chain(void)
 		/* Small clusters and, made by QEMU, a header whose extensions need more than a sector. */
 		snprintf(cmd, sizeof cmd, "qemu-img create -q -f qcow2 -o extended_l2=on,cluster_size=16k -b %s -F %s %s", names[i - 1],
 			 i == 1 ? "raw" : "qcow2", path_of(names[i]));
-		if (random() % 2 ? system(cmd) != 0 : overlay_create(dirfd, names[i], &spec, 0600))
+		if (random() % 2 ? system(cmd) != 0 : overlay_create(layers_fd, names[i], &spec, 0600))
 			exit(2);
 		memcpy(models[i], models[i - 1], DISK_SIZE);
 		struct view *below = open_view(cache, i - 1);
@@ -108,7 +108,7 @@ static void check_layer(int i, bool by_qemu, size_t cut)
 static void check_reopen(int d, size_t cut)
 {
 	struct overlay_facts facts;
-	if (overlay_settle(dirfd, names[d], path_of(names[d]), &facts, NULL) || facts.virtual_size != DISK_SIZE)
+	if (overlay_settle(layers_fd, names[d], path_of(names[d]), &facts, NULL) || facts.virtual_size != DISK_SIZE)
 		fail("it isn't repaired after a cut at", cut);
 	snprintf(cmd, sizeof cmd, "qemu-img check -q %s >/dev/null; r=$?; test $r = 0 -o $r = 3", path_of(names[d]));
 	if (system(cmd) != 0)
@@ -152,7 +152,7 @@ static void test_pull(int nr_cuts)
 	snprintf(path, sizeof path, "%s", path_of(names[d]));
 	save_start();
 	logging = true;
-	check(head_open(dirfd, names[d], path, below, &head, NULL), "opening the head");
+	check(head_open(layers_fd, names[d], path, below, &head, NULL), "opening the head");
 	for (int left = d - 1, nr; left >= 0; left -= nr) {
 		nr = 1 + (int)random() % (left + 1);
 		struct view *rest = open_view(cache, left - nr);
@@ -181,7 +181,7 @@ static void test_absorb(int nr_cuts)
 	snprintf(path, sizeof path, "%s", path_of(names[d]));
 	save_start();
 	logging = true;
-	check(head_open_frozen(dirfd, names[d], path, below, &head, NULL), "opening the layer");
+	check(head_open_frozen(layers_fd, names[d], path, below, &head, NULL), "opening the layer");
 	check(head_absorb(head, above, (size_t)(top - d), 0, DISK_SIZE, NULL), "an absorption");
 	check(head_close(head), "closing the layer");
 	logging = false;
@@ -205,7 +205,7 @@ int main(int argc, char **argv)
 	snprintf(dir, sizeof dir, "%s/block_mergecut.XXXXXX", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
 	if (!mkdtemp(dir))
 		return 2;
-	dirfd = open(dir, O_RDONLY | O_DIRECTORY);
+	layers_fd = open(dir, O_RDONLY | O_DIRECTORY);
 	if (trust_new(&trust) || trust_add(trust, dir, NULL))
 		return 2;
 	for (int i = 0; i < 6; i++) {
@@ -215,7 +215,7 @@ int main(int argc, char **argv)
 		image_cache_free(cache);
 	}
 	trust_free(trust);
-	close(dirfd);
+	close(layers_fd);
 	snprintf(cmd, sizeof cmd, "rm -r %s", dir);
 	return system(cmd) != 0;
 }
