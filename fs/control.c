@@ -61,13 +61,21 @@ static bool is_disk(const struct vm_disk *disk, const char *name)
 	       (*name == '/' && disk->path && !strcmp(disk->path, name));
 }
 
-/* The store's name for a disk, which can't be told by its image's path there. */
+static const char *target_of(const struct vm_disk *disks, size_t nr, const char *name)
+{
+	for (size_t i = 0; i < nr; i++)
+		if (is_disk(&disks[i], name))
+			return disks[i].target;
+	return NULL;
+}
+
+/* The store's name for a disk, which may be told by an image that it has now or had in a snapshot: another snapshot has another. */
 static const char *disk_name(const struct vm *vm, const char *name)
 {
-	for (size_t i = 0; *name == '/' && i < vm->nr_disks; i++)
-		if (is_disk(&vm->disks[i], name))
-			return vm->disks[i].target;
-	return name;
+	const char *target = target_of(vm->disks, vm->nr_disks, name);
+	for (size_t i = 0; !target && i < vm->nr_snapshots; i++)
+		target = target_of(vm->snapshots[i]->disks, vm->snapshots[i]->nr_disks, name);
+	return target ? target : name;
 }
 
 /* The snapshot in which DISK was the layer IMAGE; NULL: none. */
