@@ -80,7 +80,7 @@ bool head_is_untouched(struct head *head);
 int head_adopt(struct head *head, struct view *view, const struct overlay_spec *spec);
 
 /* Makes [GUEST_OFF, +LEN) read what BENEATH, the view beneath, has there, without storing it; grows the disk. -ESTALE: another one lies
- * beneath by now, which needn't read the same. */
+ * beneath by now, which needn't read the same, or layers of it are being pulled (merge.h). */
 int head_share(struct head *head, const struct view *beneath, uint64_t guest_off, uint64_t len);
 
 /* Puts VIEW, which reads the same as the one beneath, in its place (the head takes its own reference). */

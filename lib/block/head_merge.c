@@ -225,20 +225,6 @@ static void clamp(struct head *head, uint64_t *guest_off, uint64_t *end)
 	*end = min_u64(round_up(*end, size), round_up(head_virtual_size(head), size));
 }
 
-int head_pull_range(struct head *head, uint64_t guest_off, uint64_t len, uint64_t *ret_stored)
-{
-	uint64_t end = guest_off + len, done = 0;
-	clamp(head, &guest_off, &end);
-	for (; guest_off < end; guest_off += done) {
-		int err = pull_some(head, atomic_load(&head->nr_pulled), guest_off, end, &done, ret_stored);
-		if (!err && atomic_load(&head->nr_dirty) > L2_DIRTY_MAX)
-			err = head_changed(head, 0);
-		if (err)
-			return err;
-	}
-	return 0;
-}
-
 static int begin_pull(struct head *head, size_t nr_layers, uint64_t guest_off)
 {
 	if (atomic_load(&head->nr_pulled) == nr_layers)

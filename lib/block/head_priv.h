@@ -35,7 +35,8 @@
  * The steps of a rebase: what lies beneath gets another name, after all that the layers in between have was pulled
  *  B1  flush: what was pulled is stable   B2  the name is written where the header's cluster has nothing   B3  barrier
  *  B4  the first sector names it   B5  barrier   B6  the view that it stands for takes its place, with all writers stopped
- * From the first pull on, a subcluster is left U or becomes U only if the layers that are pulled have nothing there, or zeros over zeros.
+ * From the first pull on nothing is shared, and where a pull has passed a subcluster is U only if the pulled layers have nothing there, or
+ * zeros over zeros.
  * The steps of a close
  *  C1  flush   C2  refcounts written, the refcount table moved in the same way if it has become too short
  *  C3  barrier   C4  dirty bit cleared   C5  barrier
@@ -248,11 +249,6 @@ int head_changed(struct head *head, int err);
  * but what lies beneath. */
 enum zero_mode { ZERO_VISIBLY, ZERO_CUT, ZERO_SHARE };
 int head_zero_range(struct head *head, uint64_t guest_off, uint64_t len, enum zero_mode mode);
-
-/* --- head_merge.c: the gate is held ------------------------------------------------------------------------------------ */
-
-/* Makes the head's own what it lacks in the range and the layers that are pulled have; RET_STORED grows. */
-int head_pull_range(struct head *head, uint64_t guest_off, uint64_t len, uint64_t *ret_stored);
 
 /* --- head_size.c --------------------------------------------------------------------------------------------------------- */
 

@@ -93,24 +93,20 @@ int head_adopt(struct head *head, struct view *view, const struct overlay_spec *
 
 static int share(struct head *head, uint64_t guest_off, uint64_t len)
 {
-	uint64_t old_end = head_virtual_size(head), end = guest_off + len, nr_stored = 0;
+	uint64_t old_end = head_virtual_size(head), end = guest_off + len;
 	int err = make_room(head, end);
 	if (!err)
 		err = grow_to(head, guest_off);
 	if (!err) /* behind the new end nothing is seen */
 		err = head_zero_range(head, guest_off, (end >= old_end ? round_up(end, subcluster_size_of(head)) : end) - guest_off, ZERO_SHARE);
-	if (!err && end > old_end)
-		err = set_size(head, end);
-	/* What was shared may lie in layers that are about to go. If that fails they stay. */
-	if (atomic_load(&head->nr_pulled) && head_pull_range(head, guest_off, len, &nr_stored))
-		atomic_store(&head->nr_pulled, 0);
-	return err;
+	return !err && end > old_end ? set_size(head, end) : err;
 }
 
 int head_share(struct head *head, const struct view *beneath, uint64_t guest_off, uint64_t len)
 {
 	pthread_rwlock_wrlock(&head->gate);
-	int err = head->below == beneath ? share(head, guest_off, len) : -ESTALE;
+	/* What became U where a pull has passed would read otherwise once the pulled layers are gone. */
+	int err = head->below == beneath && !atomic_load(&head->nr_pulled) ? share(head, guest_off, len) : -ESTALE;
 	pthread_rwlock_unlock(&head->gate);
 	return head_changed(head, err);
 }

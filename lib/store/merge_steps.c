@@ -150,6 +150,8 @@ int merge_rebase(struct merge *m, struct head *head, struct open_head *oh, struc
 		err = rebase_locked(m, head, view, name, format);
 		pthread_rwlock_unlock(&m->store->layout);
 	}
+	if (!err && oh) /* what lies beneath it now doesn't read as that does */
+		frozen_put(take_ptr(oh->origin));
 	view_put(view);
 	return err;
 }
