@@ -3,6 +3,7 @@
  * Meant for ThreadSanitizer as well. block_threads [SEED [STEPS]] */
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -93,6 +94,53 @@ static void *work(void *arg)
 	return NULL;
 }
 
+/* A file that grows under two writers while a third thread flushes: each block goes into a cluster of its own, behind all others. */
+#define NR_GROWN 3000u
+
+static atomic_bool grown;
+
+static void *grow(void *arg)
+{
+	unsigned char buf[4096];
+	for (uint64_t i = *(unsigned *)arg; i < NR_GROWN; i += 2) {
+		memset(buf, (int)(i % 255) + 1, sizeof buf);
+		if (head_write(head, buf, sizeof buf, i << 17))
+			exit(1);
+	}
+	return NULL;
+}
+
+static void *flush_on(void *arg)
+{
+	while (!atomic_load(&grown))
+		if (head_flush(head))
+			exit(1);
+	return arg;
+}
+
+static int test_growth(int at, const char *path)
+{
+	struct overlay_spec spec = {.virtual_size = (uint64_t)NR_GROWN << 17};
+	unsigned firsts[2] = {0, 1};
+	pthread_t threads[3];
+	unsigned char buf[4096];
+	int lost = 0;
+	if (overlay_create(at, "grown.qcow2", &spec, 0600) || head_open(at, "grown.qcow2", path, NULL, &head, NULL))
+		return 1;
+	for (int i = 0; i < 2; i++)
+		pthread_create(&threads[i], NULL, grow, &firsts[i]);
+	pthread_create(&threads[2], NULL, flush_on, NULL);
+	for (int i = 0; i < 3; i++) {
+		atomic_store(&grown, i == 2);
+		pthread_join(threads[i], NULL);
+	}
+	for (uint64_t i = 0; i < NR_GROWN; i++)
+		lost += head_read(head, buf, sizeof buf, i << 17) || buf[0] != i % 255 + 1 || buf[4095] != i % 255 + 1;
+	if (lost)
+		printf("%d blocks lost while the file grew\n", lost);
+	return lost | head_close(head) | unlinkat(at, "grown.qcow2", 0);
+}
+
 int main(int argc, char **argv)
 {
 	seed = argc > 1 ? (unsigned)atoi(argv[1]) : getenv("SEED") ? (unsigned)atoi(getenv("SEED")) : (unsigned)time(NULL);
@@ -125,6 +173,7 @@ int main(int argc, char **argv)
 		failed |= workers[i].failed;
 	}
 	failed |= head_close(head);
+	failed |= test_growth(dirfd, "grown.qcow2");
 	snprintf(cmd, sizeof cmd, "qemu-img check -q %s && rm -r %s", path, dir);
 	if (!failed && system(cmd) != 0)
 		failed = 1;
