@@ -195,11 +195,17 @@ static void row_remove_locked(struct layers *layers, struct layer_row *row)
 	free(row);
 }
 
+/* By somebody who didn't use it before. */
+static bool is_usable(const struct layer_row *row)
+{
+	return !row->merging && !row->spoiled;
+}
+
 /* A base that is still to be copied (a raw file) comes into the table when it is there. */
 static bool can_lie_over_locked(const struct layers *layers, const char *beneath)
 {
 	const struct layer_row *row = beneath ? row_find_locked(layers, beneath) : NULL;
-	return !beneath || (row ? !row->merging : strstr(beneath, ".raw") != NULL);
+	return !beneath || (row ? is_usable(row) : layers->unknown || strstr(beneath, ".raw"));
 }
 
 int layers_add(struct store *store, const char *name, const char *beneath)
@@ -214,8 +220,8 @@ int layers_pin(struct store *store, const char *name)
 {
 	pthread_mutex_lock(&store->lock);
 	struct layer_row *row = row_find_locked(&store->layers, name);
-	int err = row && !row->merging ? 0 : -ESTALE;
-	if (!err)
+	int err = (row ? is_usable(row) : store->layers.unknown) ? 0 : -ESTALE;
+	if (row && !err)
 		row->nr_pins++;
 	pthread_mutex_unlock(&store->lock);
 	return err;
@@ -538,6 +544,17 @@ int layers_grow_run(struct store *store, struct layer_run *run, const char *fres
 	return 0;
 }
 
+void layers_spoil_run(struct store *store, const struct layer_run *run, size_t into)
+{
+	pthread_mutex_lock(&store->lock);
+	for (size_t i = 1; i <= into; i++) {
+		struct layer_row *row = row_find_locked(&store->layers, run->names[i]);
+		if (row)
+			row->spoiled = true;
+	}
+	pthread_mutex_unlock(&store->lock);
+}
+
 bool layers_run_is_current(struct store *store, const struct layer_run *run)
 {
 	pthread_mutex_lock(&store->lock);
@@ -547,9 +564,22 @@ bool layers_run_is_current(struct store *store, const struct layer_run *run)
 	return is_current;
 }
 
-void layers_close_run(struct store *store, const struct layer_run *run)
+void layers_close_run(struct store *store, const struct layer_run *run, size_t into)
 {
-	layers_set_beneath(store, run->names[0], run->below);
+	pthread_mutex_lock(&store->lock);
+	struct layer_row *row = row_find_locked(&store->layers, run->names[into]);
+	if (row)
+		row_set_beneath(row, run->below);
+	store->layers.nr_merges++;
+	pthread_mutex_unlock(&store->lock);
+}
+
+uint64_t layers_nr_merges(struct store *store)
+{
+	pthread_mutex_lock(&store->lock);
+	uint64_t nr = store->layers.nr_merges;
+	pthread_mutex_unlock(&store->lock);
+	return nr;
 }
 
 void layers_end_run(struct store *store, struct layer_run *run)

@@ -26,6 +26,7 @@ struct layer_row {
 	char beneath[LAYER_NAME_MAX]; /* a layer of the store; "": none, or a file from elsewhere */
 	unsigned nr_pins;
 	bool merging;	/* a merge is about to do away with it: nobody may begin to use it */
+	bool spoiled;	/* what is above it is being written into it, or below it: it may never be read by itself again */
 	bool cancelled; /* the merge into it was cancelled */
 	/* scratch of the sweep */
 	bool needed;
@@ -39,7 +40,8 @@ struct layer_row {
 struct layers {
 	struct layer_row **buckets;
 	size_t nr_buckets, nr_rows;
-	bool unknown; /* never unlink anything */
+	bool unknown; /* never unlink anything; rows may be missing */
+	uint64_t nr_merges; /* that have changed chains */
 };
 
 /* A new name: UUID and ENDING (".qcow2", ".raw"). */
@@ -111,10 +113,14 @@ int layers_find_runs(struct store *store, bool again, struct layer_run **ret, si
 int layers_begin_run(struct store *store, const char *name, struct layer_run *ret);
 /* FRESH, made with a pin, has come on top. */
 int layers_grow_run(struct store *store, struct layer_run *run, const char *fresh);
+/* The layers below the top, down to names[INTO], are going to be written to. */
+void layers_spoil_run(struct store *store, const struct layer_run *run, size_t into);
 /* Whether the top still lies over the rest. */
 bool layers_run_is_current(struct store *store, const struct layer_run *run);
-/* The top lies over what the run lay over now: the rest of the run is no longer needed. */
-void layers_close_run(struct store *store, const struct layer_run *run);
+/* names[INTO] lies over what the run lay over now: what is below it is no longer needed. With 0 the top does. */
+void layers_close_run(struct store *store, const struct layer_run *run, size_t into);
+/* Changes when a chain becomes shorter. */
+uint64_t layers_nr_merges(struct store *store);
 void layers_end_run(struct store *store, struct layer_run *run);
 void layer_run_done(struct layer_run *run);
 /* Nothing is unlinked any more. */

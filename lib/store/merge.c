@@ -135,7 +135,7 @@ void merges_plan(struct store *store)
 /* What no further attempt changes. */
 static bool is_hopeless(int err)
 {
-	return err == -EOPNOTSUPP || err == -EUCLEAN || err == -ENAMETOOLONG;
+	return err == -EOPNOTSUPP || err == -EUCLEAN || err == -ENAMETOOLONG || err == -ENOENT;
 }
 
 static void report(struct store *store, const struct job *job, int err, const struct reason *why)
@@ -158,10 +158,12 @@ static int run(struct store *store, struct job *job, struct reason *why)
 {
 	struct merge m = {.store = store, .job = job};
 	int err = MERGE_AGAIN;
+	bool ended = false;
 	/* A run that is done may be part of a longer one by now. */
 	for (unsigned i = 0; (!err || err == MERGE_AGAIN) && i < ATTEMPTS_MAX; i++) {
 		let_others_first(store, job);
 		err = layers_begin_run(store, job->layer, &m.run);
+		ended = err == -ENOENT;
 		if (err)
 			break;
 		m.entry = table_entry(store, m.run.vm_id);
@@ -169,7 +171,7 @@ static int run(struct store *store, struct job *job, struct reason *why)
 		layers_end_run(store, &m.run);
 		layers_unlink_unneeded(store);
 	}
-	if (err == -ENOENT)
+	if (ended)
 		err = 0;
 	if (err == MERGE_AGAIN)
 		err = -EBUSY;

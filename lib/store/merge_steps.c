@@ -131,7 +131,7 @@ static int rebase_locked(struct merge *m, struct head *head, struct view *view, 
 	int err = head_rebase(head, view, name, format);
 	if (err)
 		return err == -ESTALE ? MERGE_AGAIN : err;
-	layers_set_beneath(m->store, m->run.names[m->into], m->run.below);
+	layers_close_run(m->store, &m->run, m->into);
 	if (m->dest)
 		image_cache_forget(m->store->images, m->dest_st.st_dev, m->dest_st.st_ino);
 	return 0;
@@ -177,6 +177,7 @@ int merge_push(struct merge *m, size_t first, size_t nr_layers, struct reason *w
 	int err = path ? layers_open_view(m->store, &source, &push.above, why) : -ENOMEM;
 	if (err)
 		return err;
+	layers_spoil_run(m->store, &m->run, m->into);
 	err = view_lock(push.above, why);
 	if (!err) {
 		err = merge_each(m, push.above, nr_layers, view_virtual_size(push.above), push_piece, &push);
@@ -220,7 +221,7 @@ static int take_place_locked(struct merge *m, struct reason *why)
 		store_event(store, NULL, "%s can't be made durable: nothing in it is tidied up until the next start", store->layers_dir);
 		layers_keep_all(store);
 	}
-	layers_close_run(store, &m->run);
+	layers_close_run(store, &m->run, 0);
 	image_cache_forget(store->images, m->dest_st.st_dev, m->dest_st.st_ino);
 	return 0;
 }

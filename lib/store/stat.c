@@ -202,6 +202,10 @@ static int stat_top(struct store *store, const struct vm_disk *disk, const struc
 	if (lstat(real, &st) < 0)
 		return reason_set(why, -errno, "%s: %s", real, strerror(errno));
 	key->stamp = hash_text(stamp_make(&st), disk->path);
+	if (disk->layer) {
+		uint64_t nr_merges = layers_nr_merges(store);
+		key->stamp = hash_bytes(key->stamp, &nr_merges, sizeof nr_merges);
+	}
 	key->stat.uid = st.st_uid;
 	key->stat.gid = st.st_gid;
 	key->stat.mode = st.st_mode & (disk->layer ? 0666 : 0444);

@@ -5,6 +5,7 @@
 #include <dirent.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -20,6 +21,7 @@
 
 struct state {
 	char name[32]; /* "": none */
+	bool learnt;
 	unsigned char *bytes[DISKS];
 };
 
@@ -97,6 +99,13 @@ static void check_state(const struct vm *vm, const char *snapshot_name, const st
 	}
 }
 
+static void check_disk(const struct vm_model *m, struct state *s)
+{
+	struct vm *vm = vm_of(m);
+	check_state(vm, s->name, s);
+	vm_put(vm);
+}
+
 static void check_all(void)
 {
 	for (struct vm_model *m = vms; m < vms + VMS_MAX; m++) {
@@ -148,9 +157,8 @@ static void close_files(struct vm_model *m)
 	}
 }
 
-static void do_create_vm(void)
+static void do_create_vm(struct vm_model *m)
 {
-	struct vm_model *m = &vms[pick(VMS_MAX)];
 	struct vm *vm = NULL;
 	if (*m->name)
 		return;
@@ -272,8 +280,9 @@ static void cancel_jobs(void)
 
 /* --- what must be so at the end -------------------------------------------------------------------------------------------- */
 
-static void check_layer_files(void)
+static unsigned check_layer_files(void)
 {
+	unsigned nr = 0;
 	char path[600];
 	snprintf(path, sizeof path, "%s/src/.vmsnapfs/layers", dir);
 	DIR *d = opendir(path);
@@ -286,11 +295,13 @@ static void check_layer_files(void)
 			exit(1);
 		}
 		layers_unpin(store, de->d_name);
+		nr++;
 	}
 	closedir(d);
+	return nr;
 }
 
-static void check_settled(void)
+static unsigned check_settled(void)
 {
 	struct layer_run *runs = NULL;
 	size_t nr = 0;
@@ -301,7 +312,7 @@ static void check_settled(void)
 		exit(1);
 	}
 	free(runs);
-	check_layer_files();
+	return check_layer_files();
 }
 
 static void check_with_qemu(const struct vm_disk *disk, const unsigned char *wanted)
@@ -346,7 +357,7 @@ static void do_step(void)
 {
 	struct vm_model *m = pick_vm();
 	switch (m ? pick(20) : 0) {
-	case 0: do_create_vm(); break;
+	case 0: do_create_vm(&vms[pick(VMS_MAX)]); break;
 	case 1:
 	case 2:
 	case 3:
@@ -379,6 +390,14 @@ static void do_step(void)
 	}
 }
 
+static void remove_all(void)
+{
+	for (struct vm_model *m = vms; m < vms + VMS_MAX; m++)
+		if (*m->name)
+			do_remove_vm(m);
+	CHECK(check_settled() == 0);
+}
+
 static void test_random(unsigned nr_steps)
 {
 	store = store_at("src", true);
@@ -389,11 +408,242 @@ static void test_random(unsigned nr_steps)
 	check_settled();
 	check_all();
 	check_all_with_qemu();
-	for (struct vm_model *m = vms; m < vms + VMS_MAX; m++)
-		if (*m->name)
-			do_remove_vm(m);
-	check_settled();
+	remove_all();
 	store_close(store);
+}
+
+/* --- under a writer ---------------------------------------------------------------------------------------------------- */
+
+struct writer {
+	struct vm_model *m;
+	unsigned seed;
+	unsigned span; /* it writes below this */
+	atomic_bool stop;
+	atomic_uint nr_writes;
+};
+
+/* It alone knows what the disk holds, and looks. */
+static void *write_on(void *arg)
+{
+	struct writer *w = arg;
+	unsigned char *model = w->m->now.bytes[0], *seen = malloc(1u << 20);
+	while (!atomic_load(&w->stop)) {
+		uint64_t len = 1 + (uint64_t)rand_r(&w->seed) % (rand_r(&w->seed) % 8 ? 9000 : 300000);
+		uint64_t off = (uint64_t)rand_r(&w->seed) % (w->span - len);
+		if (rand_r(&w->seed) % 4) {
+			memset(model + off, rand_r(&w->seed) % 6 ? rand_r(&w->seed) : 0, len);
+			CHECK_ERR(disk_write(w->m->files[0], model + off, len, off), 0);
+		} else if (rand_r(&w->seed) % 3) {
+			CHECK_ERR(disk_read(w->m->files[0], seen, len, off), 0);
+			if (memcmp(seen, model + off, len)) {
+				printf("the writer reads something else at %llu\n%s", (unsigned long long)off, events);
+				exit(1);
+			}
+		} else {
+			memset(model + off, 0, len);
+			CHECK_ERR(disk_discard(w->m->files[0], off, len), 0);
+		}
+		if (rand_r(&w->seed) % 64 == 0)
+			CHECK_ERR(disk_flush(w->m->files[0]), 0);
+		atomic_fetch_add(&w->nr_writes, 1);
+		if (rand_r(&w->seed) % 16 == 0)
+			usleep((useconds_t)(rand_r(&w->seed) % 3000));
+	}
+	free(seen);
+	return NULL;
+}
+
+/* What a snapshot of a disk that is being written to holds, nobody knows but itself; from then on it doesn't change. */
+static void learn_once(const struct vm_model *m, struct state *s)
+{
+	if (s->learnt)
+		return;
+	s->learnt = true;
+	struct vm *vm = vm_of(m);
+	const struct vm_snapshot *snapshot = vm_find_snapshot(vm, s->name);
+	struct disk_file *file = NULL;
+	CHECK_ERR(disk_open(store, vm, snapshot, disk_of(vm, snapshot, disk_names[0]), false, &file, &why), 0);
+	CHECK_ERR(disk_read(file, s->bytes[0], DISK_SIZE, 0), 0);
+	CHECK_ERR(disk_close(file, &why), 0);
+	vm_put(vm);
+}
+
+static void fill(struct vm_model *m, uint64_t len, int byte)
+{
+	memset(m->now.bytes[0], byte, len);
+	CHECK_ERR(disk_write(file_of(m, 0), m->now.bytes[0], len, 0), 0);
+}
+
+static struct vm_model *make_vm(void)
+{
+	struct vm_model *m = vms;
+	do_create_vm(m);
+	file_of(m, 0);
+	return m;
+}
+
+/* A head that lies over a full layer is pushed into it; one that is full itself takes up what is below. */
+static void test_direction(bool push)
+{
+	store = store_at("src", true);
+	struct vm_model *m = make_vm();
+	struct writer w = {.m = m, .seed = (unsigned)random(), .span = push ? DISK_SIZE / 4 : DISK_SIZE};
+	pthread_t thread;
+	fill(m, push ? DISK_SIZE : DISK_SIZE / 8, 1);
+	do_snapshot(m);
+	fill(m, DISK_SIZE / 8, 2);
+	do_snapshot(m);
+	if (!push)
+		fill(m, DISK_SIZE, 3);
+	struct stat before, after;
+	struct vm *vm = vm_of(m);
+	CHECK(stat(disk_of(vm, push ? vm->snapshots[0] : NULL, disk_names[0])->path, &before) == 0);
+	vm_put(vm);
+	CHECK(pthread_create(&thread, NULL, write_on, &w) == 0);
+	while (atomic_load(&w.nr_writes) < 20)
+		usleep(1000);
+	for (int i = 0; i < 1000; i++)
+		do_delete(m); /* one of them, or none */
+	wait_for_jobs(store);
+	atomic_store(&w.stop, true);
+	pthread_join(thread, NULL);
+	check_all();
+	vm = vm_of(m);
+	CHECK(stat(disk_of(vm, NULL, disk_names[0])->path, &after) == 0);
+	vm_put(vm);
+	CHECK(before.st_ino == after.st_ino); /* that file took up the others */
+	CHECK(check_settled() == DISKS); /* a layer for each disk */
+	CHECK((uint64_t)after.st_blocks * 512 < DISK_SIZE + (1u << 20));
+	check_all_with_qemu();
+	remove_all();
+	store_close(store);
+}
+
+static void test_writer(unsigned nr_steps)
+{
+	store = store_at("src", true);
+	struct vm_model *m = make_vm();
+	struct writer w = {.m = m, .seed = (unsigned)random(), .span = DISK_SIZE};
+	pthread_t thread;
+	CHECK(pthread_create(&thread, NULL, write_on, &w) == 0);
+	for (unsigned i = 0; i < nr_steps; i++) {
+		struct state *s = pick_snapshot(m);
+		switch (pick(6)) {
+		case 0:
+		case 1:
+		case 2:
+			do_snapshot(m);
+			for (s = m->snapshots; s < m->snapshots + SNAPSHOTS_MAX; s++)
+				if (*s->name)
+					learn_once(m, s);
+			break;
+		case 3:
+		case 4: do_delete(m); break;
+		default:
+			if (s)
+				check_disk(m, s);
+			break;
+		}
+		usleep((useconds_t)pick(20000));
+	}
+	atomic_store(&w.stop, true);
+	pthread_join(thread, NULL);
+	check_all();
+	check_settled();
+	check_all();
+	check_all_with_qemu();
+	remove_all();
+	store_close(store);
+}
+
+/* --- a daemon that dies ------------------------------------------------------------------------------------------------- */
+
+struct victim {
+	char names[SNAPSHOTS_MAX][32]; /* to be deleted */
+	unsigned nr;
+	atomic_uint nr_done;
+};
+
+static void die_deleting(struct vm_model *m, struct victim *v)
+{
+	store = store_at("src", true);
+	file_of(m, 0);
+	struct vm *vm = vm_of(m);
+	for (unsigned i = 0; i < v->nr; i++) {
+		CHECK_ERR(store_snapshot_delete(store, vm, v->names[i], SNAPSHOT_DROP, &why), 0);
+		atomic_fetch_add(&v->nr_done, 1);
+		usleep((useconds_t)pick(3000));
+	}
+	for (;;)
+		pause();
+}
+
+static void choose_victims(struct vm_model *m, struct victim *v)
+{
+	*v = (struct victim){0};
+	for (int s = 0; s < SNAPSHOTS_MAX; s++)
+		if (*m->snapshots[s].name && random() % 3)
+			snprintf(v->names[v->nr++], sizeof v->names[0], "%s", m->snapshots[s].name);
+}
+
+/* The one that it was at may be there or not. */
+static void settle_victims(struct vm_model *m, const struct victim *v)
+{
+	struct vm *vm = vm_of(m);
+	for (unsigned i = 0; i < v->nr; i++)
+		for (int s = 0; s < SNAPSHOTS_MAX; s++)
+			if (strcmp(m->snapshots[s].name, v->names[i]) == 0 && !vm_find_snapshot(vm, v->names[i])) {
+				CHECK(i <= atomic_load(&v->nr_done));
+				state_drop(&m->snapshots[s]);
+			}
+	for (unsigned i = 0; i < atomic_load(&v->nr_done); i++)
+		CHECK(!vm_find_snapshot(vm, v->names[i]));
+	vm_put(vm);
+}
+
+static void test_kill(unsigned nr_rounds)
+{
+	struct victim *v = mmap(NULL, sizeof *v, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	CHECK(v != MAP_FAILED);
+	store = store_at("src", true);
+	struct vm_model *m = make_vm();
+	for (unsigned i = 0; i < nr_rounds; i++) {
+		while (!m->snapshots[SNAPSHOTS_MAX / 2].name[0]) {
+			do_write(m);
+			do_snapshot(m);
+			if (random() % 6 == 0)
+				do_restore(m);
+		}
+		for (struct vm_model *any = vms; any < vms + VMS_MAX; any++)
+			close_files(any);
+		store_close(store);
+		choose_victims(m, v);
+		pid_t pid = fork();
+		CHECK(pid >= 0);
+		if (pid == 0)
+			die_deleting(m, v);
+		while (v->nr && !atomic_load(&v->nr_done) && waitpid(pid, NULL, WNOHANG) == 0)
+			usleep(100);
+		usleep((useconds_t)pick(40000));
+		CHECK(kill(pid, SIGKILL) == 0);
+		int status = 0;
+		CHECK(waitpid(pid, &status, 0) == pid && WIFSIGNALED(status));
+		store = store_at("src", random() % 4);
+		settle_victims(m, v);
+		check_all();
+		if (random() % 2) {
+			reopen();
+			check_settled();
+			check_all();
+		}
+	}
+	reopen();
+	check_settled();
+	check_all();
+	check_all_with_qemu();
+	remove_all();
+	store_close(store);
+	munmap(v, sizeof *v);
 }
 
 int main(int argc, char **argv)
@@ -404,7 +654,11 @@ int main(int argc, char **argv)
 	printf("seed %u, %u steps\n", seed, nr_steps);
 	srandom(seed);
 	dir_init();
+	test_direction(true);
+	test_direction(false);
 	test_random(nr_steps);
+	test_writer(nr_steps / 4);
+	test_kill(nr_steps / 40);
 	dir_done();
 	return 0;
 }
