@@ -1,6 +1,7 @@
 #include "fs/xattr.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -79,6 +80,25 @@ static int get_created(struct fs *fs, const struct place *place, struct strbuf *
 	return add_text(text, value);
 }
 
+static int get_space(struct fs *fs, const struct place *place, bool unique, struct strbuf *value)
+{
+	uint64_t bytes[2];
+	if (store_snapshot_space(fs->store, place->vm, place->snapshot, &bytes[0], &bytes[1]) < 0)
+		return -ENODATA;
+	strbuf_addf(value, "%" PRIu64, bytes[unique]);
+	return 0;
+}
+
+static int get_used(struct fs *fs, const struct place *place, struct strbuf *value)
+{
+	return get_space(fs, place, false, value);
+}
+
+static int get_unique(struct fs *fs, const struct place *place, struct strbuf *value)
+{
+	return get_space(fs, place, true, value);
+}
+
 static int get_chain(struct fs *fs, const struct place *place, struct strbuf *value)
 {
 	auto_free char *chain = NULL;
@@ -115,20 +135,23 @@ static const struct extended {
 	enum node_kind kind;
 	const char *name;
 	int (*get)(struct fs *fs, const struct place *place, struct strbuf *value); /* -ENODATA */
+	bool of_managed; /* every managed VM's has it, and its value costs something: listed without a look */
 } attributes[] = {
-	{NODE_VM, PREFIX "uuid", get_uuid},
-	{NODE_VM, PREFIX "created", get_created},
-	{NODE_VM, PREFIX "origin", get_origin},
-	{NODE_VM, PREFIX "preview", get_preview},
-	{NODE_SNAPSHOT, PREFIX "uuid", get_uuid},
-	{NODE_SNAPSHOT, PREFIX "created", get_created},
-	{NODE_SNAPSHOT, PREFIX "parent", get_parent},
-	{NODE_SNAPSHOT, PREFIX "children", get_children},
-	{NODE_SNAPSHOT, PREFIX "state", get_state},
-	{NODE_SNAPSHOT, PREFIX "description", get_description},
-	{NODE_DISK, PREFIX "chain", get_chain},
-	{NODE_DISK, PREFIX "layer", get_layer},
-	{NODE_DISK, PREFIX "depth", get_depth},
+	{NODE_VM, PREFIX "uuid", get_uuid, false},
+	{NODE_VM, PREFIX "created", get_created, false},
+	{NODE_VM, PREFIX "origin", get_origin, false},
+	{NODE_VM, PREFIX "preview", get_preview, false},
+	{NODE_SNAPSHOT, PREFIX "uuid", get_uuid, false},
+	{NODE_SNAPSHOT, PREFIX "created", get_created, false},
+	{NODE_SNAPSHOT, PREFIX "parent", get_parent, false},
+	{NODE_SNAPSHOT, PREFIX "children", get_children, false},
+	{NODE_SNAPSHOT, PREFIX "state", get_state, false},
+	{NODE_SNAPSHOT, PREFIX "description", get_description, false},
+	{NODE_SNAPSHOT, PREFIX "used", get_used, true},
+	{NODE_SNAPSHOT, PREFIX "unique", get_unique, true},
+	{NODE_DISK, PREFIX "chain", get_chain, false},
+	{NODE_DISK, PREFIX "layer", get_layer, false},
+	{NODE_DISK, PREFIX "depth", get_depth, false},
 };
 
 #define for_each_attribute(a) \
@@ -155,8 +178,9 @@ int xattr_list(struct fs *fs, const struct place *place, char **ret, size_t *ret
 	for_each_attribute(attribute) {
 		auto_free char *value = NULL;
 		size_t len;
-		if (attribute->kind == place->node.kind &&
-		    xattr_load(fs, place, attribute->name, &value, &len) == 0)
+		if (attribute->kind != place->node.kind)
+			continue;
+		if (attribute->of_managed ? place->vm->kind == VM_MANAGED : xattr_load(fs, place, attribute->name, &value, &len) == 0)
 			strbuf_add(&names, attribute->name, strlen(attribute->name) + 1);
 	}
 	return strbuf_take(&names, ret, ret_len);

@@ -350,6 +350,8 @@ static void mark_disk(void *ctx, const struct vm_disk *disk)
 	const struct marking *m = ctx;
 	mark_named(m->layers, disk->layer, m->vm->id);
 	struct layer_row *row = row_find_locked(m->layers, disk->layer);
+	if (row)
+		row->nr_names++;
 	if (row && is_among(disk, m->vm->disks, m->vm->nr_disks)) {
 		row->is_head = true;
 		row->vm_id = m->vm->id;
@@ -363,7 +365,8 @@ static void mark_all_locked(struct store *store)
 	struct layers *layers = &store->layers;
 	for_each_row(layers, row) {
 		row->needed = row->named = row->is_head = row->kept = false;
-		row->nr_children = 0;
+		row->nr_names = row->nr_children = 0;
+		row->child = NULL;
 		row->vm_id = 0;
 	}
 	for (size_t e = 0; e < store->nr_entries; e++) {
@@ -429,9 +432,38 @@ static void count_children_locked(struct layers *layers)
 {
 	for_each_row(layers, row) {
 		struct layer_row *beneath = row->needed && *row->beneath ? row_find_locked(layers, row->beneath) : NULL;
-		if (beneath)
-			beneath->nr_children++;
+		if (!beneath)
+			continue;
+		beneath->nr_children++;
+		beneath->child = row;
 	}
+}
+
+static size_t list_uses_locked(struct layers *layers, struct layer_use *ret)
+{
+	size_t nr = 0;
+	for_each_row(layers, row) {
+		if (!row->needed)
+			continue;
+		struct layer_use *use = &ret[nr++];
+		*use = (struct layer_use){.nr_names = row->nr_names, .nr_children = row->nr_children};
+		memcpy(use->name, row->name, LAYER_NAME_MAX);
+		memcpy(use->beneath, row->beneath, LAYER_NAME_MAX);
+		if (row->child)
+			memcpy(use->child, row->child->name, LAYER_NAME_MAX);
+	}
+	return nr;
+}
+
+int layers_list_uses(struct store *store, struct layer_use **ret, size_t *ret_nr)
+{
+	pthread_mutex_lock(&store->lock);
+	mark_all_locked(store);
+	count_children_locked(&store->layers);
+	*ret = mem_new_array(store->layers.nr_rows + 1, sizeof **ret);
+	*ret_nr = *ret ? list_uses_locked(&store->layers, *ret) : 0;
+	pthread_mutex_unlock(&store->lock);
+	return *ret ? 0 : -ENOMEM;
 }
 
 static bool is_mergeable(const struct layer_row *row)

@@ -33,7 +33,9 @@ struct layer_row {
 	bool named;  /* by others than layers */
 	bool is_head; /* the VM's disk now names it */
 	bool kept;   /* for the end of a preview */
+	unsigned nr_names; /* of disks, now and in snapshots */
 	unsigned nr_children;
+	const struct layer_row *child; /* one of them */
 	uint32_t vm_id; /* a VM that needs it; 0: none */
 };
 
@@ -97,6 +99,17 @@ int layers_load(struct store *store, struct reason *why);
 void layers_sweep(struct store *store);
 /* The first of these alone. */
 void layers_unlink_unneeded(struct store *store);
+
+/* Who needs a layer. */
+struct layer_use {
+	char name[LAYER_NAME_MAX], beneath[LAYER_NAME_MAX];
+	char child[LAYER_NAME_MAX]; /* one of them; "": none */
+	unsigned nr_names; /* of disks, now and in snapshots */
+	unsigned nr_children;
+};
+
+/* All layers that are needed; the caller frees. */
+int layers_list_uses(struct store *store, struct layer_use **ret, size_t *ret_nr);
 
 /* Layers one over the other that can become one: names[0] is needed by others too, the rest only by the one above. */
 struct layer_run {

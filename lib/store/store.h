@@ -207,6 +207,9 @@ int store_preview_undo(struct store *store, struct vm *vm, struct reason *why);
 /* Preview of a snapshot and commit in one. */
 int store_restore(struct store *store, struct vm *vm, const char *snapshot, bool discard, struct reason *why);
 
+/* Bytes that the chains of its disks take in the store, and bytes that come back when it is deleted (see space.h). -ENODATA: not a managed VM's. */
+int store_snapshot_space(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, uint64_t *ret_used, uint64_t *ret_unique);
+
 /* --- jobs -------------------------------------------------------------------------------------------------------------- */
 
 /* Names of the jobs, newline-separated; the text of one; asking one to end (-EPERM where that would lose a VM's data). */

@@ -15,6 +15,7 @@
 #include "store/heads.h"
 #include "store/jobs.h"
 #include "store/snapshot.h"
+#include "store/space.h"
 #include "store/store_internal.h"
 #include "store/whole.h"
 
@@ -278,6 +279,19 @@ static void add_disk_status(struct store *store, struct strbuf *b, const struct 
 			    disk->file_name, disk->pending_path, disk->pending_snapshot);
 }
 
+static void add_snapshot_status(struct store *store, struct strbuf *b, const struct vm *vm)
+{
+	struct space *space = NULL;
+	if (vm->kind != VM_MANAGED || !vm->nr_snapshots || !store->writable || space_new(store, &space) < 0)
+		return;
+	for (size_t i = 0; i < vm->nr_snapshots; i++) {
+		uint64_t used = 0, unique = 0;
+		space_of(space, vm->snapshots[i], &used, &unique);
+		strbuf_addf(b, "snapshot %s: %" PRIu64 " bytes used, %" PRIu64 " unique\n", vm->snapshots[i]->name, used, unique);
+	}
+	space_free(space);
+}
+
 int store_status_text(struct store *store, const struct vm *vm, char **ret, size_t *ret_len)
 {
 	struct strbuf b = {0};
@@ -299,6 +313,7 @@ int store_status_text(struct store *store, const struct vm *vm, char **ret, size
 	for (size_t i = 0; i < vm->nr_disks; i++)
 		add_disk_status(store, &b, vm, &vm->disks[i], &used);
 	strbuf_addf(&b, "space: %" PRIu64 " bytes allocated\n", used);
+	add_snapshot_status(store, &b, vm);
 	auto_free char *jobs = NULL;
 	if (jobs_status(store, vm->id, &jobs) == 0)
 		strbuf_addf(&b, "%s", *jobs ? jobs : "job: none\n");
