@@ -731,7 +731,7 @@ int main(int argc, char **argv)
 {
 	const char *env = getenv("SEED");
 	unsigned seed = argc > 1 ? (unsigned)atoi(argv[1]) : env ? (unsigned)atoi(env) : (unsigned)time(NULL);
-	unsigned nr_steps = argc > 2 ? (unsigned)atoi(argv[2]) : 500;
+	unsigned nr_steps = argc > 2 ? (unsigned)atoi(argv[2]) : 300;
 	printf("seed %u, %u steps\n", seed, nr_steps);
 	srandom(seed);
 	dir_init();
