@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Random snapshots, deletions of every kind, previews, clones, writes, remounts and kills through the mount, against a plain
+# model (tests/tools/snapmodel.c).       limit: 600
+# shellcheck source=tests/lib.sh
+. "$(dirname "$0")/../lib.sh"
+need qemu-img
+
+echo "seed $SEED"
+mkdir src mnt
+"$BUILD/tools/snapmodel" "$VMSNAPFS" "$PWD/src" "$PWD/mnt" "$SEED" "${NR_STEPS:-5000}" || {
+	tail -n 20 mnt.log
+	fail "seed $SEED"
+}
+findmnt -rn | grep -F "$PWD/mnt " && fail "dead mounts are left below the live one"
+true
