@@ -41,7 +41,7 @@ UNITS := $(UNIT_SRC:tests/unit/%.c=$(BUILD)/unit/%)
 all: $(BUILD)/vmsnapfs
 lib: $(LIB)
 tests: $(TOOLS) $(UNITS) $(BENCHES)
-bench: all $(BENCHES) $(BUILD)/tools/makehosts
+bench: all $(BENCHES) $(BUILD)/tools/makehosts $(BUILD)/tools/stamper
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)

@@ -2,7 +2,8 @@
  * taken; then every snapshot is looked at: B is never ahead of A, and what had been written before is there.
  *
  * stamper DISK-A DISK-B SNAPSHOTS COUNT     makes COUNT snapshots, SNAPSHOTS/1 and on, which hold disks of these names
- * stamper -t DISK-A DISK-B SNAPSHOTS COUNT  the same, and prints the longest that a write took, in milliseconds */
+ * stamper -t DISK-A DISK-B SNAPSHOTS COUNT  the same, and prints the longest that a write took, in milliseconds; SNAPSHOTS
+ * may be "-" then: none are taken */
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -154,9 +155,9 @@ static void run(const char *snapshots, unsigned count, struct moment *before, st
 	while (!is_everywhere_stamped())
 		nanosleep(&pause, NULL);
 	for (unsigned i = 0; i < count; i++) {
-		snprintf(path, sizeof path, "%s/%u", snapshots, i + 1);
+		snprintf(path, sizeof path, "%s/%u", snapshots ? snapshots : "", i + 1);
 		take(&before[i], acked);
-		if (mkdir(path, 0755) < 0)
+		if (snapshots && mkdir(path, 0755) < 0)
 			die(path);
 		take(&after[i], begun);
 		nanosleep(&pause, NULL);
@@ -171,6 +172,7 @@ int main(int argc, char **argv)
 	int timed = argc == 6 && !strcmp(argv[1], "-t");
 	unsigned count, nr_bad = 0;
 	struct moment *before, *after;
+	const char *snapshots;
 
 	argv += timed;
 	if (argc - timed != 5 || !(count = (unsigned)strtoul(argv[4], NULL, 10))) {
@@ -184,9 +186,10 @@ int main(int argc, char **argv)
 	after = calloc(count, sizeof *after);
 	if (!before || !after)
 		die("memory");
-	run(argv[3], count, before, after);
-	for (unsigned i = 0; i < count; i++)
-		nr_bad += check(argv[3], i + 1, argv + 1, &before[i], &after[i]);
+	snapshots = timed && !strcmp(argv[3], "-") ? NULL : argv[3];
+	run(snapshots, count, before, after);
+	for (unsigned i = 0; snapshots && i < count; i++)
+		nr_bad += check(snapshots, i + 1, argv + 1, &before[i], &after[i]);
 	free(before);
 	free(after);
 	if (timed)
