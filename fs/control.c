@@ -84,7 +84,7 @@ static const struct vm_snapshot *snapshot_of_image(const struct vm *vm, const ch
 	for (size_t i = 0; i < vm->nr_snapshots; i++)
 		for (size_t k = 0; k < vm->snapshots[i]->nr_disks; k++) {
 			const struct vm_disk *then = &vm->snapshots[i]->disks[k];
-			if (is_layer(then->path, image) && (is_disk(then, disk) || is_disk(then, disk_name(vm, disk))))
+			if (is_layer(then->path, image) && is_disk(then, disk_name(vm, disk)))
 				return vm->snapshots[i];
 		}
 	return NULL;

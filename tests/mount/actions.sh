@@ -214,11 +214,15 @@ lists "$vm/disks" vda.img vdb.img
 say "preview: oVirt's XML"
 state_of "$vm" >active
 id_of() { attribute uuid "$1"; }
-image=$(getfattr --absolute-names --only-values -n user.vmsnapfs.layer "$vm/snapshots/one/disks/vdb.img")
-image=${image##*/}
+layer_of() { # DISK
+	local layer
+	layer=$(getfattr --absolute-names --only-values -n user.vmsnapfs.layer "$1")
+	layer=${layer##*/}
+	echo "${layer%.*}"
+}
 write_to "$a/preview" "<action>
   <snapshot id='$(id_of "two words")'/><restore_memory>false</restore_memory>
-  <disks><disk id='vda'><snapshot id='$(id_of "$kept")'/></disk><disk id='vdb'><image_id>${image%.*}</image_id></disk></disks>
+  <disks><disk id='vda'><snapshot id='$(id_of "$kept")'/></disk><disk id='$(layer_of "$vm/disks/vdb.img")'><image_id>$(layer_of "$vm/snapshots/one/disks/vdb.img")</image_id></disk></disks>
 </action>"
 same "$vm/disks/vda.img" "$vm/snapshots/$kept/disks/vda.img"
 same "$vm/disks/vdb.img" "$vm/snapshots/one/disks/vdb.img"
