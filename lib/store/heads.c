@@ -117,6 +117,9 @@ int head_attach(struct store *store, struct open_head *oh, const char *layer, st
 		head_relock(oh, NULL, NULL);
 		return err;
 	}
+	/* What the disk was put over lies under more than this now: nothing can be shared with it any more. */
+	if (strcmp(oh->layer, layer) != 0)
+		frozen_put(take_ptr(oh->origin));
 	pthread_mutex_lock(&store->lock);
 	snprintf(oh->layer, sizeof oh->layer, "%s", layer);
 	pthread_mutex_unlock(&store->lock);

@@ -46,7 +46,7 @@ struct open_head {
 	struct head *head;   /* NULL: it couldn't be opened again: every operation fails with lost_err */
 	struct view *locked; /* what lies beneath, with its image locks held; NULL: nothing */
 	struct frozen *hint;   /* where the bytes of a blank disk probably come from */
-	struct frozen *origin; /* what it was put over while it was open; NULL: it wasn't */
+	struct frozen *origin; /* what its layer was put over while it was open; NULL: it wasn't */
 	int lost_err;
 
 	atomic_bool hinting; /* whether a write looks at the hint at all */
