@@ -28,6 +28,7 @@ struct state {
 struct vm_model {
 	char name[32]; /* "": none */
 	struct state now;
+	struct state before; /* the preview; "": there is none */
 	struct state snapshots[SNAPSHOTS_MAX];
 	struct disk_file *files[DISKS]; /* open for writing, or NULL */
 };
@@ -192,8 +193,44 @@ static void do_write(struct vm_model *m)
 	}
 }
 
+static void do_preview(struct vm_model *m)
+{
+	struct state *s = pick_snapshot(m);
+	if (!s || *m->before.name)
+		return;
+	close_files(m);
+	struct vm *vm = vm_of(m);
+	struct preview_spec spec = {.snapshot = s->name};
+	CHECK_ERR(store_preview(store, vm, &spec, &why), 0);
+	state_copy(&m->before, &m->now, "before");
+	for (int d = 0; d < DISKS; d++)
+		memcpy(m->now.bytes[d], s->bytes[d], DISK_SIZE);
+	vm_put(vm);
+}
+
+/* What can't be done meanwhile begins with this. */
+static void end_preview(struct vm_model *m)
+{
+	if (!*m->before.name)
+		return;
+	bool undo = random() % 2;
+	close_files(m);
+	struct vm *vm = vm_of(m);
+	CHECK_ERR(undo ? store_preview_undo(store, vm, &why) : store_preview_commit(store, vm, true, &why), 0);
+	vm_put(vm);
+	if (undo) {
+		state_drop(&m->now);
+		m->now = m->before;
+		*m->now.name = '\0';
+		m->before = (struct state){0};
+	} else {
+		state_drop(&m->before);
+	}
+}
+
 static void do_snapshot(struct vm_model *m)
 {
+	end_preview(m);
 	struct state *s = m->snapshots;
 	char name[32];
 	while (s < m->snapshots + SNAPSHOTS_MAX && *s->name)
@@ -210,6 +247,7 @@ static void do_snapshot(struct vm_model *m)
 
 static void do_delete(struct vm_model *m)
 {
+	end_preview(m);
 	struct state *s = pick_snapshot(m);
 	if (!s)
 		return;
@@ -221,6 +259,7 @@ static void do_delete(struct vm_model *m)
 
 static void do_restore(struct vm_model *m)
 {
+	end_preview(m);
 	struct state *s = pick_snapshot(m);
 	if (!s)
 		return;
@@ -253,6 +292,7 @@ static void do_clone(struct vm_model *m)
 
 static void do_remove_vm(struct vm_model *m)
 {
+	end_preview(m);
 	close_files(m);
 	struct vm *vm = vm_of(m);
 	for (int s = 0; s < SNAPSHOTS_MAX; s++) {
@@ -288,7 +328,10 @@ static void cancel_jobs(void)
 
 static unsigned check_layer_files(void)
 {
+	struct layer_use *uses = NULL;
+	size_t nr_uses = 0;
 	unsigned nr = 0;
+	CHECK(layers_list_uses(store, &uses, &nr_uses) == 0);
 	char path[600];
 	snprintf(path, sizeof path, "%s/src/.vmsnapfs/layers", dir);
 	DIR *d = opendir(path);
@@ -296,13 +339,16 @@ static unsigned check_layer_files(void)
 	for (struct dirent *de; (de = readdir(d));) {
 		if (*de->d_name == '.' && strlen(de->d_name) <= 2)
 			continue;
-		if (layers_pin(store, de->d_name) < 0) {
+		size_t i = 0;
+		while (i < nr_uses && strcmp(uses[i].name, de->d_name) != 0)
+			i++;
+		if (i == nr_uses) {
 			printf("%s is unreachable\n%s", de->d_name, events);
 			exit(1);
 		}
-		layers_unpin(store, de->d_name);
 		nr++;
 	}
+	free(uses);
 	closedir(d);
 	return nr;
 }
@@ -362,7 +408,7 @@ static void reopen(void)
 static void do_step(void)
 {
 	struct vm_model *m = pick_vm();
-	switch (m ? pick(20) : 0) {
+	switch (m ? pick(22) : 0) {
 	case 0: do_create_vm(&vms[pick(VMS_MAX)]); break;
 	case 1:
 	case 2:
@@ -392,6 +438,7 @@ static void do_step(void)
 			cancel_jobs();
 		break;
 	case 16: close_files(m); break;
+	case 17: do_preview(m); break;
 	default: do_write(m); break;
 	}
 }
