@@ -124,8 +124,11 @@ static struct job *find_kind_locked(const struct jobs *jobs, const struct job_ki
 
 static int insert_locked(struct jobs *jobs, const struct vm *vm, struct job *job)
 {
-	if (find_kind_locked(jobs, job->kind, job->layer))
+	struct job *known = find_kind_locked(jobs, job->kind, job->layer);
+	if (known) {
+		known->again = true;
 		return -EEXIST;
+	}
 	job->id = new_id_locked(jobs, vm->name, job->disk.file_name, job->kind->id_ending);
 	if (!job->id)
 		return -ENOMEM;
@@ -234,9 +237,9 @@ static void run(struct store *store, struct job *job)
 		job->kind->report(store, job, job->reported_err = err, &why);
 	pthread_mutex_lock(&jobs->lock);
 	job->running = false;
-	if (ended || job->forgotten) {
+	if ((ended && !job->again) || job->forgotten) {
 		remove_locked(jobs, job);
-	} else {
+	} else if (!ended) {
 		job->err = err;
 		job->why = why;
 		job->not_before = monotonic_now().tv_sec + RETRY_S;
@@ -269,6 +272,7 @@ static void *worker(void *arg)
 		struct job *job = next_locked(jobs, &until);
 		if (job) {
 			job->running = true;
+			job->again = false;
 			job->err = 0;
 			job->begun = monotonic_now();
 			pthread_mutex_unlock(&jobs->lock);

@@ -53,6 +53,7 @@ struct job {
 	/* protected by jobs->lock */
 	bool running;
 	bool forgotten;
+	bool again; /* it was added once more while it was running: what it saw may be old */
 	int err; /* of the last attempt; 0: none failed */
 	struct reason why;
 	int64_t not_before; /* monotonic seconds */
@@ -67,7 +68,7 @@ int jobs_start(struct store *store);
 /* Ends the thread; NULL is fine. */
 void jobs_free(struct jobs *jobs);
 
-/* Adds a job of KIND for DISK of VM, which has LAYER. -EEXIST: there is such a job. */
+/* Adds a job of KIND for DISK of VM, which has LAYER. -EEXIST: there is such a job; it runs once more if it is at work. */
 int jobs_add(struct store *store, const struct job_kind *kind, const struct vm *vm, const struct vm_disk *disk, const char *layer);
 
 /* The job works for LAYER from now on. For its run() alone. */

@@ -160,7 +160,7 @@ static int run(struct store *store, struct job *job, struct reason *why)
 	int err = MERGE_AGAIN;
 	bool ended = false;
 	/* A run that is done may be part of a longer one by now. */
-	for (unsigned i = 0; (!err || err == MERGE_AGAIN) && i < ATTEMPTS_MAX; i++) {
+	for (unsigned nr_again = 0; (!err || err == MERGE_AGAIN) && nr_again < ATTEMPTS_MAX; nr_again += err == MERGE_AGAIN) {
 		let_others_first(store, job);
 		err = layers_begin_run(store, job->layer, &m.run);
 		ended = err == -ENOENT;
