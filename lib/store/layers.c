@@ -1,4 +1,4 @@
-#include "store/layers.h"
+#include "store/layers_priv.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -123,7 +123,7 @@ int layer_backing_name(struct store *store, const char *real_path, char **ret, s
 
 /* --- the table -------------------------------------------------------------------------------------------------- */
 
-static void row_set_beneath(struct layer_row *row, const char *beneath)
+void layer_row_set_beneath(struct layer_row *row, const char *beneath)
 {
 	snprintf(row->beneath, sizeof row->beneath, "%s", beneath ? beneath : "");
 }
@@ -133,18 +133,13 @@ static struct layer_row **bucket_of(const struct layers *layers, const char *nam
 	return &layers->buckets[hash_text(HASH_START, name) & (layers->nr_buckets - 1)];
 }
 
-static struct layer_row *row_find_locked(const struct layers *layers, const char *name)
+struct layer_row *layer_row_find_locked(const struct layers *layers, const char *name)
 {
 	struct layer_row *row = layers->nr_buckets ? *bucket_of(layers, name) : NULL;
 	while (row && strcmp(row->name, name) != 0)
 		row = row->next;
 	return row;
 }
-
-/* Every row; the body may free it. */
-#define for_each_row(layers, row)                                                                                                 \
-	for (size_t bucket_ = 0; bucket_ < (layers)->nr_buckets; bucket_++)                                                        \
-		for (struct layer_row *row = (layers)->buckets[bucket_], *next_; row && (next_ = row->next, true); row = next_)
 
 /* Twice as many buckets; the first time, BUCKETS_MIN. */
 static int grow_buckets_locked(struct layers *layers)
@@ -167,7 +162,7 @@ static int grow_buckets_locked(struct layers *layers)
 /* One row a name: what is needed is marked in one place only. */
 static int row_add_locked(struct layers *layers, const char *name, const char *beneath, unsigned nr_pins)
 {
-	struct layer_row *row = row_find_locked(layers, name);
+	struct layer_row *row = layer_row_find_locked(layers, name);
 	if (!row) {
 		if (layers->nr_rows == layers->nr_buckets && grow_buckets_locked(layers) < 0)
 			return -ENOMEM;
@@ -181,7 +176,7 @@ static int row_add_locked(struct layers *layers, const char *name, const char *b
 		layers->nr_rows++;
 	}
 	row->nr_pins += nr_pins;
-	row_set_beneath(row, beneath);
+	layer_row_set_beneath(row, beneath);
 	return 0;
 }
 
@@ -204,7 +199,7 @@ static bool is_usable(const struct layer_row *row)
 /* A base that is still to be copied (a raw file) comes into the table when it is there. */
 static bool can_lie_over_locked(const struct layers *layers, const char *beneath)
 {
-	const struct layer_row *row = beneath ? row_find_locked(layers, beneath) : NULL;
+	const struct layer_row *row = beneath ? layer_row_find_locked(layers, beneath) : NULL;
 	return !beneath || (row ? is_usable(row) : layers->unknown || strstr(beneath, ".raw"));
 }
 
@@ -219,7 +214,7 @@ int layers_add(struct store *store, const char *name, const char *beneath)
 int layers_pin(struct store *store, const char *name)
 {
 	pthread_mutex_lock(&store->lock);
-	struct layer_row *row = row_find_locked(&store->layers, name);
+	struct layer_row *row = layer_row_find_locked(&store->layers, name);
 	int err = (row ? is_usable(row) : store->layers.unknown) ? 0 : -ESTALE;
 	if (row && !err)
 		row->nr_pins++;
@@ -230,7 +225,7 @@ int layers_pin(struct store *store, const char *name)
 void layers_unpin(struct store *store, const char *name)
 {
 	pthread_mutex_lock(&store->lock);
-	struct layer_row *row = row_find_locked(&store->layers, name);
+	struct layer_row *row = layer_row_find_locked(&store->layers, name);
 	if (row && row->nr_pins)
 		row->nr_pins--;
 	pthread_mutex_unlock(&store->lock);
@@ -239,16 +234,16 @@ void layers_unpin(struct store *store, const char *name)
 void layers_set_beneath(struct store *store, const char *name, const char *beneath)
 {
 	pthread_mutex_lock(&store->lock);
-	struct layer_row *row = row_find_locked(&store->layers, name);
+	struct layer_row *row = layer_row_find_locked(&store->layers, name);
 	if (row)
-		row_set_beneath(row, beneath);
+		layer_row_set_beneath(row, beneath);
 	pthread_mutex_unlock(&store->lock);
 }
 
 void layers_forget(struct store *store, const char *name)
 {
 	pthread_mutex_lock(&store->lock);
-	struct layer_row *row = row_find_locked(&store->layers, name);
+	struct layer_row *row = layer_row_find_locked(&store->layers, name);
 	if (row)
 		row_remove_locked(&store->layers, row);
 	pthread_mutex_unlock(&store->lock);
@@ -316,17 +311,17 @@ int layers_open_beneath(struct store *store, const char *name, struct view **ret
 /* Follows what lies beneath until it comes to a row that is marked. */
 static void mark_chain(struct layers *layers, const char *name, uint32_t vm_id)
 {
-	struct layer_row *row = *name ? row_find_locked(layers, name) : NULL;
+	struct layer_row *row = *name ? layer_row_find_locked(layers, name) : NULL;
 	while (row && !row->needed) {
 		row->needed = true;
 		row->vm_id = vm_id;
-		row = *row->beneath ? row_find_locked(layers, row->beneath) : NULL;
+		row = *row->beneath ? layer_row_find_locked(layers, row->beneath) : NULL;
 	}
 }
 
 static void mark_named(struct layers *layers, const char *name, uint32_t vm_id)
 {
-	struct layer_row *row = *name ? row_find_locked(layers, name) : NULL;
+	struct layer_row *row = *name ? layer_row_find_locked(layers, name) : NULL;
 	if (!row)
 		return;
 	row->named = true;
@@ -349,7 +344,7 @@ static void mark_disk(void *ctx, const struct vm_disk *disk)
 {
 	const struct marking *m = ctx;
 	mark_named(m->layers, disk->layer, m->vm->id);
-	struct layer_row *row = row_find_locked(m->layers, disk->layer);
+	struct layer_row *row = layer_row_find_locked(m->layers, disk->layer);
 	if (row)
 		row->nr_names++;
 	if (row && is_among(disk, m->vm->disks, m->vm->nr_disks)) {
@@ -360,7 +355,7 @@ static void mark_disk(void *ctx, const struct vm_disk *disk)
 	}
 }
 
-static void mark_all_locked(struct store *store)
+void layers_mark_locked(struct store *store)
 {
 	struct layers *layers = &store->layers;
 	for_each_row(layers, row) {
@@ -408,7 +403,7 @@ void layers_unlink_unneeded(struct store *store)
 	pthread_mutex_lock(&store->lock);
 	size_t nr = 0;
 	if (!store->layers.unknown) {
-		mark_all_locked(store);
+		layers_mark_locked(store);
 		nr = take_unneeded_locked(&store->layers, &unneeded);
 	}
 	pthread_mutex_unlock(&store->lock);
@@ -424,219 +419,6 @@ void layers_sweep(struct store *store)
 {
 	layers_unlink_unneeded(store);
 	merges_plan(store);
-}
-
-/* --- what can be merged ------------------------------------------------------------------------------------------- */
-
-static void count_children_locked(struct layers *layers)
-{
-	for_each_row(layers, row) {
-		struct layer_row *beneath = row->needed && *row->beneath ? row_find_locked(layers, row->beneath) : NULL;
-		if (!beneath)
-			continue;
-		beneath->nr_children++;
-		beneath->child = row;
-	}
-}
-
-static size_t list_uses_locked(struct layers *layers, struct layer_use *ret)
-{
-	size_t nr = 0;
-	for_each_row(layers, row) {
-		if (!row->needed)
-			continue;
-		struct layer_use *use = &ret[nr++];
-		*use = (struct layer_use){.nr_names = row->nr_names, .nr_children = row->nr_children};
-		memcpy(use->name, row->name, LAYER_NAME_MAX);
-		memcpy(use->beneath, row->beneath, LAYER_NAME_MAX);
-		if (row->child)
-			memcpy(use->child, row->child->name, LAYER_NAME_MAX);
-	}
-	return nr;
-}
-
-int layers_list_uses(struct store *store, struct layer_use **ret, size_t *ret_nr)
-{
-	pthread_mutex_lock(&store->lock);
-	mark_all_locked(store);
-	count_children_locked(&store->layers);
-	*ret = mem_new_array(store->layers.nr_rows + 1, sizeof **ret);
-	*ret_nr = *ret ? list_uses_locked(&store->layers, *ret) : 0;
-	pthread_mutex_unlock(&store->lock);
-	return *ret ? 0 : -ENOMEM;
-}
-
-static bool is_mergeable(const struct layer_row *row)
-{
-	return row->needed && !row->named && row->nr_children == 1 && strstr(row->name, ".qcow2");
-}
-
-/* The mergeable layers below TOP, which isn't one. A pin without a VM, or a head that is open but no disk any more, is about to go; the state
- * before a preview may be opened for writing at any moment. */
-static int run_below_locked(const struct layers *layers, const struct layer_row *top, struct layer_run *ret)
-{
-	size_t cap = 0;
-	*ret = (struct layer_run){.vm_id = top->vm_id, .is_head = top->is_head};
-	if (!top->needed || !top->vm_id || top->kept || is_mergeable(top) || !strstr(top->name, ".qcow2"))
-		return -ENOENT;
-	for (const struct layer_row *row = top; row && (row == top || is_mergeable(row));
-	     row = *row->beneath ? row_find_locked(layers, row->beneath) : NULL) {
-		if (mem_grow(&ret->names, &cap, ret->nr + 1, sizeof *ret->names) < 0) {
-			layer_run_done(ret);
-			return -ENOMEM;
-		}
-		memcpy(ret->names[ret->nr++], row->name, LAYER_NAME_MAX);
-		memcpy(ret->below, row->beneath, LAYER_NAME_MAX);
-	}
-	if (ret->nr > 1)
-		return 0;
-	layer_run_done(ret);
-	return -ENOENT;
-}
-
-void layer_run_done(struct layer_run *run)
-{
-	free(run->names);
-	*run = (struct layer_run){0};
-}
-
-static int find_runs_locked(struct store *store, bool again, struct layer_run **ret, size_t *ret_nr)
-{
-	struct layers *layers = &store->layers;
-	size_t cap = 0;
-	mark_all_locked(store);
-	count_children_locked(layers);
-	for_each_row(layers, row) {
-		struct layer_run run;
-		if (again)
-			row->cancelled = false;
-		const struct layer_row *beneath = *row->beneath ? row_find_locked(layers, row->beneath) : NULL;
-		if (row->cancelled || !beneath || beneath->merging)
-			continue;
-		int err = run_below_locked(layers, row, &run);
-		if (!err && mem_grow(ret, &cap, *ret_nr + 1, sizeof **ret) < 0) {
-			layer_run_done(&run);
-			err = -ENOMEM;
-		}
-		if (err == -ENOMEM)
-			return err;
-		if (!err)
-			(*ret)[(*ret_nr)++] = run;
-	}
-	return 0;
-}
-
-int layers_find_runs(struct store *store, bool again, struct layer_run **ret, size_t *ret_nr)
-{
-	*ret = NULL;
-	*ret_nr = 0;
-	pthread_mutex_lock(&store->lock);
-	int err = store->writable && !store->layers.unknown ? find_runs_locked(store, again, ret, ret_nr) : 0;
-	pthread_mutex_unlock(&store->lock);
-	return err;
-}
-
-static void set_merging_locked(struct layers *layers, const struct layer_run *run, bool merging)
-{
-	for (size_t i = 1; i < run->nr; i++) {
-		struct layer_row *row = row_find_locked(layers, run->names[i]);
-		if (row)
-			row->merging = merging;
-	}
-}
-
-int layers_begin_run(struct store *store, const char *name, struct layer_run *ret)
-{
-	struct layers *layers = &store->layers;
-	pthread_mutex_lock(&store->lock);
-	mark_all_locked(store);
-	count_children_locked(layers);
-	struct layer_row *top = row_find_locked(layers, name);
-	int err = top && !layers->unknown ? run_below_locked(layers, top, ret) : -ENOENT;
-	if (!err) {
-		top->nr_pins++;
-		set_merging_locked(layers, ret, true);
-	}
-	pthread_mutex_unlock(&store->lock);
-	return err;
-}
-
-int layers_grow_run(struct store *store, struct layer_run *run, const char *fresh)
-{
-	size_t cap = run->nr;
-	if (mem_grow(&run->names, &cap, run->nr + 1, sizeof *run->names) < 0)
-		return -ENOMEM;
-	memmove(run->names + 1, run->names, run->nr * sizeof *run->names);
-	run->nr++;
-	snprintf(run->names[0], LAYER_NAME_MAX, "%s", fresh);
-	layers_unpin(store, run->names[1]);
-	pthread_mutex_lock(&store->lock);
-	set_merging_locked(&store->layers, run, true);
-	pthread_mutex_unlock(&store->lock);
-	return 0;
-}
-
-void layers_spoil_run(struct store *store, const struct layer_run *run, size_t into)
-{
-	pthread_mutex_lock(&store->lock);
-	for (size_t i = 1; i <= into; i++) {
-		struct layer_row *row = row_find_locked(&store->layers, run->names[i]);
-		if (row)
-			row->spoiled = true;
-	}
-	pthread_mutex_unlock(&store->lock);
-}
-
-bool layers_run_is_current(struct store *store, const struct layer_run *run)
-{
-	pthread_mutex_lock(&store->lock);
-	const struct layer_row *top = row_find_locked(&store->layers, run->names[0]);
-	bool is_current = top && strcmp(top->beneath, run->names[1]) == 0;
-	pthread_mutex_unlock(&store->lock);
-	return is_current;
-}
-
-void layers_close_run(struct store *store, const struct layer_run *run, size_t into)
-{
-	pthread_mutex_lock(&store->lock);
-	struct layer_row *row = row_find_locked(&store->layers, run->names[into]);
-	if (row)
-		row_set_beneath(row, run->below);
-	store->layers.nr_merges++;
-	pthread_mutex_unlock(&store->lock);
-}
-
-uint64_t layers_nr_merges(struct store *store)
-{
-	pthread_mutex_lock(&store->lock);
-	uint64_t nr = store->layers.nr_merges;
-	pthread_mutex_unlock(&store->lock);
-	return nr;
-}
-
-void layers_end_run(struct store *store, struct layer_run *run)
-{
-	pthread_mutex_lock(&store->lock);
-	set_merging_locked(&store->layers, run, false);
-	pthread_mutex_unlock(&store->lock);
-	layers_unpin(store, run->names[0]);
-	layer_run_done(run);
-}
-
-void layers_keep_all(struct store *store)
-{
-	pthread_mutex_lock(&store->lock);
-	store->layers.unknown = true;
-	pthread_mutex_unlock(&store->lock);
-}
-
-void layers_cancel_run(struct store *store, const char *name)
-{
-	pthread_mutex_lock(&store->lock);
-	struct layer_row *row = row_find_locked(&store->layers, name);
-	if (row)
-		row->cancelled = true;
-	pthread_mutex_unlock(&store->lock);
 }
 
 /* --- at the start ---------------------------------------------------------------------------------------------- */
@@ -665,7 +447,7 @@ static int load_chain(struct store *store, const char *name, struct reason *why)
 {
 	char next[LAYER_NAME_MAX], beneath[LAYER_NAME_MAX];
 	snprintf(next, sizeof next, "%s", name);
-	while (*next && !row_find_locked(&store->layers, next)) {
+	while (*next && !layer_row_find_locked(&store->layers, next)) {
 		int err = read_beneath(store, next, beneath, why);
 		if (err)
 			return err;
@@ -681,7 +463,7 @@ static int load_chain(struct store *store, const char *name, struct reason *why)
 static int load_pending(struct store *store, const struct vm_disk *disk, struct reason *why)
 {
 	char beneath[LAYER_NAME_MAX];
-	int err = row_find_locked(&store->layers, disk->layer) ? 0 : read_beneath(store, disk->layer, beneath, why);
+	int err = layer_row_find_locked(&store->layers, disk->layer) ? 0 : read_beneath(store, disk->layer, beneath, why);
 	if (!err)
 		err = row_add_locked(&store->layers, disk->layer, disk->pending_base, 0);
 	if (!err && faccessat(store->layers_fd, disk->pending_base, F_OK, AT_SYMLINK_NOFOLLOW) == 0)
@@ -730,7 +512,7 @@ static bool is_leftover(struct store *store, const char *name)
 		return false;
 	if (strcmp(name + len, ".raw.part") == 0)
 		return true;
-	return *name == '.' || (layer_name_is_valid(name) && !row_find_locked(&store->layers, name));
+	return *name == '.' || (layer_name_is_valid(name) && !layer_row_find_locked(&store->layers, name));
 }
 
 void layers_clear_leftovers(struct store *store)
