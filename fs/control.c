@@ -92,20 +92,6 @@ static const struct vm_snapshot *snapshot_of_image(const struct vm *vm, const ch
 
 /* --- snapshot ------------------------------------------------------------------------------------------------------------ */
 
-/* The daemon reads the file: who couldn't read it himself can't have it read. */
-static int check_memory(fuse_req_t req, const char *path, struct reason *why)
-{
-	const struct fuse_ctx *ctx = fuse_req_ctx(req);
-	struct stat st;
-	if (stat(path, &st) < 0)
-		return reason_set(why, -errno, "%s: %s", path, strerror(errno));
-	if (!S_ISREG(st.st_mode))
-		return reason_set(why, -EINVAL, "%s is no file", path);
-	if (ctx->uid != geteuid() && !attr_may_read(ctx->uid, &ctx->gid, 1, st.st_uid, st.st_gid, st.st_mode))
-		return reason_set(why, -EACCES, "user %u may not read %s", (unsigned)ctx->uid, path);
-	return 0;
-}
-
 static bool is_left_out(const struct action *action, const struct vm_disk *disk)
 {
 	for (size_t i = 0; i < action->nr_left_out; i++)
@@ -151,8 +137,9 @@ static int run_snapshot(fuse_req_t req, struct vm *vm, const struct action *acti
 			disks[nr++] = vm->disks[i].target;
 	for (size_t i = 0; !err && action->subset && i < action->nr_disks; i++)
 		disks[nr++] = disk_name(vm, action->disks[i]);
+	struct caller_ids ids = {0};
 	if (!err && action->memory_path)
-		err = check_memory(req, action->memory_path, why);
+		err = ops_load_caller(req, &ids);
 	if (err)
 		return err;
 	struct snapshot_spec spec = {
@@ -162,8 +149,12 @@ static int run_snapshot(fuse_req_t req, struct vm *vm, const struct action *acti
 		.disks = disks,
 		.nr_disks = nr,
 		.memory_path = action->memory_path,
+		.may_read = ops_caller_may_read,
+		.ctx = &ids,
 	};
-	return create_snapshot(ops_fs(req), vm, action, &spec, why);
+	err = create_snapshot(ops_fs(req), vm, action, &spec, why);
+	free(ids.groups);
+	return err;
 }
 
 /* --- preview, restore, delete -------------------------------------------------------------------------------------------- */

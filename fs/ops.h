@@ -37,6 +37,16 @@ const struct vm_snapshot *ops_links_to_snapshot(const struct place *vm, const ch
 /* `current` shall point to TARGET: goes back to that snapshot. */
 int ops_restore_link(struct fs *fs, const struct place *vm, const char *target, struct reason *why);
 
+/* Who asks, with all groups. */
+struct caller_ids {
+	uid_t uid;
+	gid_t *groups; /* owned */
+	size_t nr_groups;
+};
+int ops_load_caller(fuse_req_t req, struct caller_ids *ret);
+/* Whether IDS, a struct caller_ids, may read a file with that owner, group and mode. */
+bool ops_caller_may_read(void *ids, uid_t owner, gid_t group, mode_t mode);
+
 /* Opens what lies at PLACE, with the flags in FI, which gets the handle. */
 int ops_open_place(fuse_req_t req, const struct place *place, struct fuse_file_info *fi, struct reason *why);
 

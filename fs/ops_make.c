@@ -14,13 +14,7 @@
 
 /* --- clones ----------------------------------------------------------------------------------------------------------- */
 
-struct caller_ids {
-	uid_t uid;
-	gid_t *groups; /* owned */
-	size_t nr_groups;
-};
-
-static int load_caller(fuse_req_t req, struct caller_ids *ret)
+int ops_load_caller(fuse_req_t req, struct caller_ids *ret)
 {
 	const struct fuse_ctx *ctx = fuse_req_ctx(req);
 	gid_t *groups = mem_new_array(CALLER_GROUPS_MAX, sizeof *groups);
@@ -34,8 +28,9 @@ static int load_caller(fuse_req_t req, struct caller_ids *ret)
 	return 0;
 }
 
-static bool caller_may_read(const struct caller_ids *ids, uid_t owner, gid_t group, mode_t mode)
+bool ops_caller_may_read(void *ids_ptr, uid_t owner, gid_t group, mode_t mode)
 {
+	const struct caller_ids *ids = ids_ptr;
 	return attr_may_read(ids->uid, ids->groups, ids->nr_groups, owner, group, mode);
 }
 
@@ -46,16 +41,16 @@ static int check_clone_access(fuse_req_t req, const struct place *from, struct r
 	struct caller_ids ids;
 	size_t nr;
 	const struct vm_disk *disks = place_disks(from, &nr);
-	int err = load_caller(req, &ids);
+	int err = ops_load_caller(req, &ids);
 	if (err)
 		return err;
-	if (!caller_may_read(&ids, from->vm->uid, from->vm->gid, from->vm->mode))
+	if (!ops_caller_may_read(&ids, from->vm->uid, from->vm->gid, from->vm->mode))
 		err = reason_set(why, -EACCES, "user %u may not read the configuration", (unsigned)ids.uid);
 	for (size_t i = 0; !err && i < nr; i++) {
 		struct disk_stat ds = {0};
 		if (disk_stat(fs->store, from->vm, from->snapshot, &disks[i], &ds, NULL) < 0)
 			continue; /* such a disk isn't cloned */
-		if (!caller_may_read(&ids, ds.uid, ds.gid, ds.mode))
+		if (!ops_caller_may_read(&ids, ds.uid, ds.gid, ds.mode))
 			err = reason_set(why, -EACCES, "user %u may not read the images of %s", (unsigned)ids.uid,
 					 disks[i].file_name);
 	}

@@ -22,7 +22,6 @@
 
 #define SNAPSHOTS_DIR "snapshots"
 #define UUID_LEN      36
-#define COPY_CHUNK    (1u << 20)
 
 /* --- finding ---------------------------------------------------------------------------------------------------------- */
 
@@ -204,46 +203,22 @@ int snapshot_write_file(struct store *store, const struct vm *vm, const struct v
 	return err ? reason_set(why, err, "%s: %s", snapshot->metadata_path, strerror(-err)) : 0;
 }
 
-/* Between filesystems the kernel may not want to. */
-static int copy_bytes(int from, int to)
+int snapshot_place_memory(struct store *store, const struct vm *vm, struct vm_snapshot *snapshot, int fd, struct reason *why)
 {
-	for (;;) {
-		ssize_t n = copy_file_range(from, NULL, to, NULL, 1u << 30, 0);
-		if (n < 0 && (errno == EXDEV || errno == EINVAL || errno == EOPNOTSUPP))
-			break;
-		if (n <= 0)
-			return n < 0 ? -errno : 0;
-	}
-	auto_free char *buf = malloc(COPY_CHUNK);
-	for (uint64_t off = 0; buf;) {
-		ssize_t n = file_read(from, buf, COPY_CHUNK, off);
-		int err = n > 0 ? file_write(to, buf, (size_t)n, off) : (int)n;
-		if (err || !n)
-			return err;
-		off += (uint64_t)n;
-	}
-	return -ENOMEM;
-}
-
-int snapshot_copy_memory(struct store *store, const struct vm *vm, struct vm_snapshot *snapshot, const char *path, struct reason *why)
-{
-	char name[UUID_LEN + 16];
+	char name[UUID_LEN + 16], self[64];
 	snprintf(name, sizeof name, "%s.memory", snapshot->uuid);
-	auto_close int from = trust_open(store->trust, NULL, path, O_RDONLY, NULL, why);
-	auto_close int dirfd = from < 0 ? -1 : open_dir(store, vm, why);
+	snprintf(self, sizeof self, "/proc/self/fd/%d", fd);
+	auto_close int dirfd = open_dir(store, vm, why);
 	if (dirfd < 0)
-		return from < 0 ? from : dirfd;
-	auto_close int to = openat(dirfd, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
-	int err = to < 0 ? -errno : copy_bytes(from, to);
-	if (!err && (fsync(to) < 0 || (geteuid() == 0 && fchown(to, vm->uid, vm->gid) < 0)))
+		return dirfd;
+	int err = geteuid() == 0 && fchown(fd, vm->uid, vm->gid) < 0 ? -errno : 0;
+	if (!err && linkat(AT_FDCWD, self, dirfd, name, AT_SYMLINK_FOLLOW) < 0)
 		err = -errno;
 	if (!err)
 		err = dir_sync(dirfd);
 	if (!err && !(snapshot->memory_path = manifest_snapshot_path(store, vm, snapshot->uuid, ".memory")))
 		err = -ENOMEM;
-	if (err && to >= 0)
-		unlinkat(dirfd, name, 0);
-	return err ? reason_set(why, err, "copying the RAM from %s: %s", path, strerror(-err)) : 0;
+	return err ? reason_set(why, err, "%s/vms/%s/" SNAPSHOTS_DIR "/%s: %s", store->store_dir, vm->uuid, name, strerror(-err)) : 0;
 }
 
 static bool path_ends_with(const char *path, const char *name)
@@ -274,4 +249,30 @@ void snapshot_clear_files(struct store *store, const struct vm *now)
 		if (strcmp(de->d_name, ".") != 0 && strcmp(de->d_name, "..") != 0 && !is_named(now, de->d_name))
 			unlinkat(dirfd(dir), de->d_name, 0);
 	closedir(dir);
+}
+
+static bool is_in_use(const struct vm *now, const char *path)
+{
+	return (now->memory_path && strcmp(now->memory_path, path) == 0) ||
+	       (now->saved && now->saved->memory_path && strcmp(now->saved->memory_path, path) == 0);
+}
+
+void snapshot_unlink_files(const struct vm *now, const struct vm_snapshot *snapshot)
+{
+	if (snapshot->metadata_path)
+		unlink(snapshot->metadata_path);
+	if (snapshot->memory_path && !is_in_use(now, snapshot->memory_path))
+		unlink(snapshot->memory_path);
+}
+
+/* What is left is in the order in which it was. */
+void snapshot_unlink_dropped(const struct vm *before, const struct vm *now)
+{
+	size_t kept = 0;
+	for (size_t i = 0; i < before->nr_snapshots; i++) {
+		if (kept < now->nr_snapshots && strcmp(now->snapshots[kept]->uuid, before->snapshots[i]->uuid) == 0)
+			kept++;
+		else
+			snapshot_unlink_files(now, before->snapshots[i]);
+	}
 }

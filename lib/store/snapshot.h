@@ -3,6 +3,7 @@
 #define STORE_SNAPSHOT_H
 
 #include "store/managed.h"
+#include "store/store.h"
 
 struct store;
 
@@ -28,10 +29,18 @@ bool snapshot_left_out(const struct vm_snapshot *snapshot, const char *target);
 /* Writes STORE/vms/UUID/snapshots/UUID.xml, stable: the snapshot with CONFIG, the VM's at that moment. */
 int snapshot_write_file(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, const char *config, struct reason *why);
 
-/* Copies the RAM in the file PATH to where the snapshot's own belongs, by shared extents where the filesystem has them; stable. */
-int snapshot_copy_memory(struct store *store, const struct vm *vm, struct vm_snapshot *snapshot, const char *path, struct reason *why);
+/* snapshot_memory.c: copies the file with the RAM that SPEC names into an unnamed one in the store: by shared extents where the filesystem has
+ * them, as sparse as it is, stable. Takes no lock. */
+int snapshot_copy_memory(struct store *store, const struct snapshot_spec *spec, int *ret_fd, struct reason *why);
+/* Gives the copy FD its name, as the snapshot's RAM. */
+int snapshot_place_memory(struct store *store, const struct vm *vm, struct vm_snapshot *snapshot, int fd, struct reason *why);
 
-/* Unlinks the files of snapshots that NOW doesn't name any more. */
+/* Unlinks the files of a snapshot that no vm.xml names; NOW may go on using its RAM. */
+void snapshot_unlink_files(const struct vm *now, const struct vm_snapshot *snapshot);
+/* The same, of those that BEFORE had and NOW hasn't. */
+void snapshot_unlink_dropped(const struct vm *before, const struct vm *now);
+
+/* Unlinks whatever lies beside the snapshots' files without being named by NOW. */
 void snapshot_clear_files(struct store *store, const struct vm *now);
 
 /* -EBUSY while there is a preview. */

@@ -172,7 +172,7 @@ int store_snapshot_delete(struct store *store, struct vm *vm, const char *name, 
 		vm_ref(next);
 		err = managed_commit(store, entry, next, why);
 		if (!err)
-			snapshot_clear_files(store, next);
+			snapshot_unlink_dropped(now, next);
 	}
 	vm_put(next);
 	managed_end(entry, now);

@@ -16,6 +16,8 @@ struct creating {
 	const struct vm *before;
 	struct vm_snapshot *snapshot;
 	bool *chosen;
+	int memory_fd; /* a copy of the RAM; -1: none */
+	bool commit_tried; /* vm.xml may name it, whatever comes of it */
 };
 
 /* What the configuration says of the disk: NULL, or why it stays out of snapshots that take all. */
@@ -95,6 +97,7 @@ static int amend(void *ctx, struct vm *next, const struct frozen_disk *frozen, s
 	if (vm_snapshot_append(next, c->snapshot) < 0)
 		return -ENOMEM;
 	vm_snapshot_ref(c->snapshot);
+	c->commit_tried = true;
 	next->current = (int)next->nr_snapshots - 1;
 	return 0;
 }
@@ -108,16 +111,21 @@ static int create(struct creating *c, struct entry *entry, struct vm **now, stru
 		err = add_disks(c);
 	if (!err)
 		err = text_set(&c->snapshot->description, c->spec->description);
-	if (!err && c->spec->memory_path)
-		err = snapshot_copy_memory(c->store, c->before, c->snapshot, c->spec->memory_path, why);
-	if (!err && c->spec->memory_path)
+	if (!err && c->memory_fd >= 0)
+		err = snapshot_place_memory(c->store, c->before, c->snapshot, c->memory_fd, why);
+	if (!err && c->memory_fd >= 0)
 		err = text_set(&c->snapshot->state, "running"); /* else there would be none */
 	if (!err)
 		err = snapshot_write_file(c->store, c->before, c->snapshot, c->before->config, why);
-	return err ? err : freeze_disks(c->store, entry, now, &spec, frozen, why);
+	if (!err)
+		err = freeze_disks(c->store, entry, now, &spec, frozen, why);
+	if (err && !c->commit_tried)
+		snapshot_unlink_files(c->before, c->snapshot);
+	return err;
 }
 
-static int create_locked(struct store *store, struct entry *entry, struct vm **now, const struct snapshot_spec *spec, struct reason *why)
+static int create_locked(struct store *store, struct entry *entry, struct vm **now, const struct snapshot_spec *spec, int memory_fd,
+			 struct reason *why)
 {
 	int err = snapshot_check_no_preview(*now, "taking a snapshot", why);
 	if (err)
@@ -130,7 +138,7 @@ static int create_locked(struct store *store, struct entry *entry, struct vm **n
 	if (vm_snapshot_index(*now, name) >= 0)
 		return reason_set(why, -EEXIST, "%s has a snapshot %s already", (*now)->name, name);
 	struct vm *before = vm_ref(*now);
-	struct creating c = {.store = store, .spec = spec, .before = before};
+	struct creating c = {.store = store, .spec = spec, .before = before, .memory_fd = memory_fd};
 	c.chosen = mem_new_array(before->nr_disks, sizeof *c.chosen);
 	c.snapshot = snapshot_new(store, before, name);
 	err = c.chosen && c.snapshot ? create(&c, entry, now, why) : -ENOMEM;
@@ -144,10 +152,15 @@ int store_snapshot_create(struct store *store, struct vm *vm, const struct snaps
 {
 	struct entry *entry = NULL;
 	struct vm *now = NULL;
-	int err = managed_begin_settled(store, vm, &entry, &now, why);
+	auto_close int memory_fd = -1;
+	int err = managed_check(store, vm, why);
+	if (!err && spec->memory_path)
+		err = snapshot_copy_memory(store, spec, &memory_fd, why);
+	if (!err)
+		err = managed_begin_settled(store, vm, &entry, &now, why);
 	if (err)
 		return err;
-	err = create_locked(store, entry, &now, spec, why);
+	err = create_locked(store, entry, &now, spec, memory_fd, why);
 	managed_end(entry, now);
 	return err;
 }

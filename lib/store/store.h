@@ -171,6 +171,9 @@ struct snapshot_spec {
 	const char *const *disks;
 	size_t nr_disks;
 	const char *memory_path; /* external file with the RAM, of which a copy is kept; NULL: none */
+	/* Whether who asks may read a file with that owner, group and mode (read bits); NULL: all. */
+	bool (*may_read)(void *ctx, uid_t owner, gid_t group, mode_t mode);
+	void *ctx;
 };
 /* All chosen disks at one moment, in constant time; it becomes the current one. -EEXIST, -EINVAL, -ENOENT (a disk), -EBUSY (a preview
  * is open, or another program has a disk open). */

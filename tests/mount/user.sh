@@ -70,6 +70,9 @@ with_ram() {
 	echo "<domainsnapshot><name>ram</name><memory snapshot='external' file='$src/$1'/></domainsnapshot>"
 }
 refused EACCES act "$alice" snapshot "$(with_ram secret)"
+mkdir -m 700 "$src/closed"
+echo closed >"$src/closed/ram" # which only who may go through its directory can read
+refused EACCES act "$alice" snapshot "$(with_ram closed/ram)"
 act "$alice" snapshot "$(with_ram mine)"
 equal mine "$(as "$alice" cat shared/clones/mine/snapshots/ram/memory)"
 refused EACCES as "$bob" cat shared/clones/mine/snapshots/ram/memory
