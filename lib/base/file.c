@@ -93,6 +93,12 @@ int file_load(int fd, size_t max, char **ret_text, size_t *ret_len)
 	return 0;
 }
 
+bool file_is_temporary(const char *name)
+{
+	size_t len = strlen(name);
+	return *name == '.' && len > 5 && strcmp(name + len - 4, ".tmp") == 0;
+}
+
 int file_replace(int dirfd, const char *name, const void *data, size_t len, mode_t mode)
 {
 	char tmp[300];

@@ -4,6 +4,7 @@
 #define BASE_FILE_H
 
 #include <dirent.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -28,6 +29,9 @@ DIR *dir_open_at(int at, const char *name);
 
 /* The whole of a regular file of at most MAX bytes, NUL-terminated; the caller frees. -EFBIG when it is larger. */
 int file_load(int fd, size_t max, char **ret_text, size_t *ret_len);
+
+/* Whether NAME is one under which file_replace() writes: left only by who was killed in it. */
+bool file_is_temporary(const char *name);
 
 /* Makes NAME in DIRFD hold DATA, atomically and durably: temporary file, sync, rename, directory sync. */
 int file_replace(int dirfd, const char *name, const void *data, size_t len, mode_t mode);

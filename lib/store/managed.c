@@ -427,6 +427,17 @@ static int make_name_unique(struct store *store, struct vm *vm)
 	return 0;
 }
 
+static void clear_temporaries(struct store *store, const char *uuid)
+{
+	DIR *dir = dir_open_at(store->vms_fd, uuid);
+	if (!dir)
+		return;
+	for (struct dirent *de; (de = readdir(dir));)
+		if (file_is_temporary(de->d_name))
+			unlinkat(dirfd(dir), de->d_name, 0);
+	closedir(dir);
+}
+
 static int load_one(struct store *store, const char *uuid)
 {
 	struct reason why = {0};
@@ -439,8 +450,10 @@ static int load_one(struct store *store, const char *uuid)
 	struct entry *entry = err ? NULL : table_intern(store, uuid);
 	if (!err)
 		err = entry ? table_publish(store, entry, vm) : -ENOMEM;
-	if (!err && store->writable)
+	if (!err && store->writable) {
+		clear_temporaries(store, uuid);
 		snapshot_clear_files(store, vm);
+	}
 	if (err) {
 		vm_put(vm);
 		store_event(store, NULL, "a VM of the store isn't shown: %s", *why.text ? why.text : strerror(-err));
