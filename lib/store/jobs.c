@@ -158,13 +158,6 @@ int jobs_add(struct store *store, const struct job_kind *kind, const struct vm *
 	return err;
 }
 
-void jobs_set_layer(struct store *store, struct job *job, const char *layer)
-{
-	pthread_mutex_lock(&store->jobs->lock);
-	snprintf(job->layer, sizeof job->layer, "%s", layer);
-	pthread_mutex_unlock(&store->jobs->lock);
-}
-
 /* The worker takes a job that it works on off the list itself. */
 static void forget_locked(struct jobs *jobs, struct job *job)
 {

@@ -42,7 +42,7 @@ struct job_kind {
 struct job {
 	const struct job_kind *kind;
 	uint32_t vm_id;
-	char layer[LAYER_NAME_MAX]; /* what it works for; see jobs_set_layer() */
+	char layer[LAYER_NAME_MAX]; /* what it works for */
 	struct vm_disk disk; /* a copy of the description's: what the kind needs of it */
 	struct job_progress progress;
 
@@ -70,9 +70,6 @@ void jobs_free(struct jobs *jobs);
 
 /* Adds a job of KIND for DISK of VM, which has LAYER. -EEXIST: there is such a job; it runs once more if it is at work. */
 int jobs_add(struct store *store, const struct job_kind *kind, const struct vm *vm, const struct vm_disk *disk, const char *layer);
-
-/* The job works for LAYER from now on. For its run() alone. */
-void jobs_set_layer(struct store *store, struct job *job, const char *layer);
 
 /* The VM, or the disk with this layer, is gone: nobody needs the work any more. */
 void jobs_forget_vm(struct store *store, uint32_t vm_id);

@@ -141,19 +141,25 @@ int layers_begin_run(struct store *store, const char *name, struct layer_run *re
 	return err;
 }
 
-int layers_grow_run(struct store *store, struct layer_run *run, const char *fresh)
+int layers_reserve_run(struct layer_run *run)
 {
 	size_t cap = run->nr;
-	if (mem_grow(&run->names, &cap, run->nr + 1, sizeof *run->names) < 0)
-		return -ENOMEM;
-	memmove(run->names + 1, run->names, run->nr * sizeof *run->names);
+	return mem_grow(&run->names, &cap, run->nr + 1, sizeof *run->names);
+}
+
+void layers_grow_run(struct store *store, struct layer_run *run, const char *moved)
+{
+	memmove(run->names + 2, run->names + 1, (run->nr - 1) * sizeof *run->names);
 	run->nr++;
-	snprintf(run->names[0], LAYER_NAME_MAX, "%s", fresh);
-	layers_unpin(store, run->names[1]);
+	snprintf(run->names[1], LAYER_NAME_MAX, "%s", moved);
 	pthread_mutex_lock(&store->lock);
+	struct layer_row *top = layer_row_find_locked(&store->layers, run->names[0]);
+	struct layer_row *row = layer_row_find_locked(&store->layers, moved);
+	layer_row_set_beneath(row, top->beneath);
+	layer_row_set_beneath(top, moved);
+	row->nr_pins--;
 	set_merging_locked(&store->layers, run, true);
 	pthread_mutex_unlock(&store->lock);
-	return 0;
 }
 
 void layers_spoil_run(struct store *store, const struct layer_run *run, size_t into)

@@ -124,8 +124,10 @@ struct layer_run {
 int layers_find_runs(struct store *store, bool again, struct layer_run **ret, size_t *ret_nr);
 /* The run with NAME at its top, which stays: it is pinned, the rest is marked as about to go. -ENOENT: there is none. */
 int layers_begin_run(struct store *store, const char *name, struct layer_run *ret);
-/* FRESH, made with a pin, has come on top. */
-int layers_grow_run(struct store *store, struct layer_run *run, const char *fresh);
+/* Room for one more in RUN. */
+int layers_reserve_run(struct layer_run *run);
+/* What the top was is MOVED now, which was added with a pin; a new file that lies over it has the top's name. There is room. */
+void layers_grow_run(struct store *store, struct layer_run *run, const char *moved);
 /* The layers below the top, down to names[INTO], are going to be written to. */
 void layers_spoil_run(struct store *store, const struct layer_run *run, size_t into);
 /* Whether the top still lies over the rest. */

@@ -10,7 +10,8 @@
  * So a merge needs no record: it is planned anew from what the store holds, and begun from the start.
  *
  * Only what is frozen is pushed: a head gets a new overlay on top first, what it wrote before is pushed while it is in use, that again with
- * what was written meanwhile, and the small rest with the gate closed; the last overlay on top is empty when D takes its name.
+ * what was written meanwhile, and the small rest with the gate closed; the last overlay on top is empty when D takes its name. Each of these
+ * takes the name that the disk has, and what it lies over a new one: vm.xml, and a domain that libvirt knows, name the disk as before.
  *
  * What a view of a deleted snapshot still reads is pinned by its top layer. Where another program has a file open, the job waits.
  * Raw layers, files that aren't the store's, disks that are still being copied, and the state before a preview are let alone. */

@@ -7,7 +7,6 @@
 #include "base/file.h"
 #include "base/mem.h"
 #include "block/merge.h"
-#include "store/managed.h"
 #include "store/merge_steps.h"
 #include "store/store_internal.h"
 
@@ -153,67 +152,80 @@ static int reopen(struct hold *h)
 	return err;
 }
 
-/* vm.xml names FRESH, which lies over the head that was. */
-static int commit_fresh(struct hold *h, const char *fresh, bool *ret_tried, struct reason *why)
+/* TMP takes the head's name. *RET_UNSURE: not, but nobody knows what a power cut leaves. */
+static int take_name(struct merge *m, const char *tmp, const char *moved, bool *ret_unsure)
 {
-	struct store *store = h->m->store;
-	struct vm *next = vm_copy(h->now);
-	struct vm_disk *disk = next ? &next->disks[h->disk] : NULL;
-	char *path = layer_path(store, fresh);
-	if (!disk || !path || text_set(&disk->layer, fresh)) {
-		vm_put(next);
-		free(path);
-		return -ENOMEM;
-	}
-	free(disk->path);
-	disk->path = path;
-	*ret_tried = true;
-	int err = managed_commit(store, h->entry, vm_ref(next), why);
-	if (err) {
-		vm_put(next);
-		return err;
-	}
-	vm_put(h->now);
-	h->now = next;
-	return 0;
+	int dirfd = m->store->layers_fd;
+	if (renameat(dirfd, tmp, dirfd, m->run.names[0]) < 0)
+		return -errno;
+	int err = dir_sync(dirfd);
+	if (!err)
+		return 0;
+	/* What will be written to it would be lost with the name. So far, either file under that name shows the same. */
+	*ret_unsure = true;
+	return linkat(dirfd, moved, dirfd, tmp, 0) == 0 && renameat(dirfd, tmp, dirfd, m->run.names[0]) == 0 ? err : 0;
 }
 
-/* Puts a new overlay on top; the head is closed then, and what it was is frozen, in the run and still to be pushed. The gate is closed. After
- * a failure it is as it was. */
+/* The head's file becomes MOVED, under which it is frozen, and a new overlay over that has the head's name. */
+static int put_over(struct hold *h, const struct overlay_spec *spec, const struct stat *owner, bool *ret_unsure)
+{
+	struct merge *m = h->m;
+	int dirfd = m->store->layers_fd;
+	const char *moved = spec->backing_name;
+	char tmp[LAYER_NAME_MAX + 8];
+	snprintf(tmp, sizeof tmp, ".%s.m", m->run.names[0]);
+	unlinkat(dirfd, tmp, 0);
+	int err = linkat(dirfd, m->run.names[0], dirfd, moved, 0) < 0 ? -errno : overlay_create(dirfd, tmp, spec, 0600);
+	if (!err)
+		err = merge_look_like(m, tmp, owner);
+	/* What is beneath is stable before it is named, and the head written back. */
+	if (!err)
+		err = dir_sync(dirfd);
+	if (!err)
+		err = head_detach(h->oh);
+	pthread_rwlock_wrlock(&m->store->layout);
+	if (!err)
+		err = take_name(m, tmp, moved, ret_unsure);
+	if (!err)
+		layers_grow_run(m->store, &m->run, moved);
+	pthread_rwlock_unlock(&m->store->layout);
+	if (err)
+		unlinkat(dirfd, tmp, 0);
+	return err;
+}
+
+/* Puts a new overlay on top, under the same name; the head is closed then, and what it was is frozen, in the run and still to be pushed. The
+ * gate is closed. After a failure it is as it was. */
 static int restack(struct hold *h, struct reason *why)
 {
 	struct merge *m = h->m;
-	struct stat st;
-	char fresh[LAYER_NAME_MAX];
-	bool tried = false;
-	uint64_t size = head_virtual_size(h->oh->head);
-	head_stat(h->oh->head, &st);
-	struct layer_owner owner = {st.st_mode & 0777, st.st_uid, st.st_gid};
+	struct stat owner;
+	char moved[LAYER_NAME_MAX];
+	bool unsure = false;
+	head_stat(h->oh->head, &owner);
 	struct overlay_spec spec = {
-		.virtual_size = (size + 511) & ~511ull, .backing_name = m->run.names[0], .backing_format = IMAGE_QCOW2};
-	int err = layer_create(m->store, &spec, m->run.names[0], &owner, fresh, why);
+		.virtual_size = (head_virtual_size(h->oh->head) + 511) & ~511ull, .backing_name = moved, .backing_format = IMAGE_QCOW2};
+	layer_name_new(moved, ".qcow2");
+	/* All that may fail comes before the names change: what can be read from the files, the table must know. */
+	int err = layers_reserve_run(&m->run);
+	if (!err)
+		err = layers_add(m->store, moved, NULL);
 	if (err)
 		return err;
-	err = dir_sync(m->store->layers_fd);
-	if (!err)
-		err = head_detach(h->oh);
-	if (!err)
-		err = commit_fresh(h, fresh, &tried, why);
-	if (!err)
-		err = layers_grow_run(m->store, &m->run, fresh);
+	err = put_over(h, &spec, &owner, &unsure);
 	if (!err) {
 		m->into++;
-		jobs_set_layer(m->store, m->job, fresh);
+		image_cache_forget(m->store->images, owner.st_dev, owner.st_ino); /* known by the name it had */
 		return 0;
 	}
-	/* What vm.xml may name all the same is left to the next start, which knows. */
-	if (tried)
-		layers_forget(m->store, fresh);
+	/* What a header may name all the same is left to the next start, which knows. */
+	if (unsure)
+		layers_forget(m->store, moved);
 	else
-		layer_abandon(m->store, fresh);
+		layer_abandon(m->store, moved);
 	if (!h->oh->head)
 		reopen(h);
-	return err;
+	return reason_set(why, err, "%s/%s: a new overlay over it: %s", m->store->layers_dir, m->run.names[0], strerror(-err));
 }
 
 /* The gate is closed, the head is closed and has nothing that isn't in the destination, or is what restack() has just made. */

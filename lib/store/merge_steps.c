@@ -187,7 +187,7 @@ int merge_push(struct merge *m, size_t first, size_t nr_layers, struct reason *w
 	return err ? err : head_flush(m->dest);
 }
 
-static int look_like(struct merge *m, const char *name, const struct stat *st)
+int merge_look_like(struct merge *m, const char *name, const struct stat *st)
 {
 	int dirfd = m->store->layers_fd;
 	struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, st->st_mtim};
@@ -228,7 +228,7 @@ static int take_place_locked(struct merge *m, struct reason *why)
 
 int merge_take_place(struct merge *m, const struct stat *owner, struct reason *why)
 {
-	int err = look_like(m, m->run.names[m->into], owner);
+	int err = merge_look_like(m, m->run.names[m->into], owner);
 	if (err)
 		return reason_set(why, err, "%s/%s: %s", m->store->layers_dir, m->run.names[m->into], strerror(-err));
 	pthread_rwlock_wrlock(&m->store->layout);
