@@ -59,7 +59,8 @@ static int run_below_locked(const struct layers *layers, const struct layer_row 
 	*ret = (struct layer_run){.vm_id = top->vm_id, .is_head = top->is_head};
 	if (!top->needed || !top->vm_id || top->kept || is_mergeable(top) || !strstr(top->name, ".qcow2"))
 		return -ENOENT;
-	for (const struct layer_row *row = top; row && (row == top || is_mergeable(row));
+	/* A damaged store may have a chain that comes back to its top. */
+	for (const struct layer_row *row = top; row && ret->nr < layers->nr_rows && (row == top || is_mergeable(row));
 	     row = *row->beneath ? layer_row_find_locked(layers, row->beneath) : NULL) {
 		if (mem_grow(&ret->names, &cap, ret->nr + 1, sizeof *ret->names) < 0) {
 			layer_run_done(ret);

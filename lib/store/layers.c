@@ -442,12 +442,22 @@ static int read_beneath(struct store *store, const char *name, char beneath[LAYE
 	return 0;
 }
 
+/* Whether NAME is among the first NR layers of the chain from TOP. */
+static bool is_in_chain(const struct layers *layers, const char *top, size_t nr, const char *name)
+{
+	for (const struct layer_row *row = layer_row_find_locked(layers, top); row && nr--; row = layer_row_find_locked(layers, row->beneath))
+		if (strcmp(row->name, name) == 0)
+			return true;
+	return false;
+}
+
 /* Enters NAME and what lies beneath it, as far down as the table doesn't know it yet. */
 static int load_chain(struct store *store, const char *name, struct reason *why)
 {
 	char next[LAYER_NAME_MAX], beneath[LAYER_NAME_MAX];
+	size_t nr = 0;
 	snprintf(next, sizeof next, "%s", name);
-	while (*next && !layer_row_find_locked(&store->layers, next)) {
+	for (; *next && !layer_row_find_locked(&store->layers, next); nr++) {
 		int err = read_beneath(store, next, beneath, why);
 		if (err)
 			return err;
@@ -456,6 +466,9 @@ static int load_chain(struct store *store, const char *name, struct reason *why)
 			return err;
 		memcpy(next, beneath, sizeof next);
 	}
+	/* One that was in the table before can't lead back to these. */
+	if (*next && is_in_chain(&store->layers, name, nr, next))
+		return reason_set(why, -EUCLEAN, "%s/%s: its backing chain comes back to %s", store->layers_dir, name, next);
 	return 0;
 }
 

@@ -13,7 +13,8 @@
 struct space_row {
 	struct layer_use use;
 	uint64_t bytes;
-	uint64_t used; /* with what lies beneath; 0: not added up yet */
+	bool added_up;
+	uint64_t used; /* with what lies beneath; once it is added up */
 };
 
 struct space {
@@ -68,24 +69,23 @@ int space_new(struct store *store, struct space **ret)
 	return 0;
 }
 
-/* Each row is added up once, however many chains go through it: down to one that has its sum, and up again. */
+/* Each row is added up once, however many chains go through it: down to one that has its sum, and up again. What a damaged chain comes back
+ * to counts as added up. */
 static uint64_t add_up(struct space *space, struct space_row *top)
 {
-	uint64_t below = 0, sum = 0;
-	for (struct space_row *row = top; row; row = find_row(space, row->use.beneath)) {
-		if (row->used) {
-			below = row->used;
-			break;
-		}
+	uint64_t sum = 0;
+	struct space_row *row = top;
+	for (; row && !row->added_up; row = find_row(space, row->use.beneath)) {
+		row->added_up = true;
 		sum += row->bytes;
 	}
-	sum += below;
-	uint64_t total = sum;
-	for (struct space_row *row = top; row && !row->used; row = find_row(space, row->use.beneath)) {
+	const struct space_row *end = row;
+	sum += end ? end->used : 0;
+	for (row = top; row && row != end; row = find_row(space, row->use.beneath)) {
 		row->used = sum;
 		sum -= row->bytes;
 	}
-	return total;
+	return top->used;
 }
 
 /* --- what comes back ---------------------------------------------------------------------------------------------------- */
@@ -157,11 +157,12 @@ static uint64_t hidden_bytes(struct space *space, const struct space_row *row)
 static uint64_t freed_bytes(struct space *space, const struct space_row *top)
 {
 	uint64_t freed = 0;
+	size_t nr = 0;
 	if (top->use.nr_names != 1 || top->use.nr_children > 1)
 		return 0;
 	if (top->use.nr_children)
 		return hidden_bytes(space, top);
-	for (const struct space_row *row = top; row && (row == top || (!row->use.nr_names && row->use.nr_children == 1));
+	for (const struct space_row *row = top; row && nr++ < space->nr_rows && (row == top || (!row->use.nr_names && row->use.nr_children == 1));
 	     row = find_row(space, row->use.beneath))
 		freed += row->bytes;
 	return freed;
