@@ -32,8 +32,8 @@ void ops_reply_entry(fuse_req_t req, const struct place *parent, const struct pl
 /* A managed VM has come, gone, or got another name: directories have changed. */
 void ops_vms_changed(struct fs *fs);
 
-/* The snapshot that the target of a VM's link means ("snapshots/S", with anything before it); NULL: none. */
-const struct vm_snapshot *ops_links_to_snapshot(const struct place *vm, const char *target);
+/* The snapshot of VM itself that the target of a link in its directory means; NULL: none. */
+const struct vm_snapshot *ops_links_to_snapshot(struct fs *fs, const struct place *vm, const char *target);
 /* `current` shall point to TARGET: goes back to that snapshot. */
 int ops_restore_link(struct fs *fs, const struct place *vm, const char *target, struct reason *why);
 

@@ -357,7 +357,7 @@ static int create_current(fuse_req_t req, const struct place *vm, const char *ta
 {
 	struct fs *fs = ops_fs(req);
 	bool is_copy = veil_hides(fs->veil, vm->node.vm, NODE_CURRENT, ops_thread(req)) ||
-		       (!ops_links_to_snapshot(vm, target) && callers_is_copying(fs->callers, ops_thread(req)));
+		       (!ops_links_to_snapshot(fs, vm, target) && callers_is_copying(fs->callers, ops_thread(req)));
 	int err = is_copy ? 0 : ops_restore_link(fs, vm, target, why);
 	if (!err)
 		veil_lift(fs->veil, vm->node.vm, NODE_CURRENT);
@@ -370,7 +370,7 @@ static int create_scratch_link(fuse_req_t req, const struct place *vm, const cha
 	struct fs *fs = ops_fs(req);
 	uint32_t number = 0;
 	const struct stat st = {.st_uid = vm->vm->uid, .st_gid = vm->vm->gid, .st_mode = S_IFLNK | 0777};
-	if (!ops_links_to_snapshot(vm, target))
+	if (!ops_links_to_snapshot(fs, vm, target))
 		return reason_set(why, -EPERM, "the only link here is current, to one of the VM's snapshots");
 	int err = scratch_create(fs->scratch, vm->node.vm, name, &st, false, &number);
 	if (err)

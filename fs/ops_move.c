@@ -1,5 +1,6 @@
 /* Removing and renaming. */
 #include <errno.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -177,19 +178,36 @@ static int scratch_to_domain(struct fs *fs, const struct move *move, uint32_t nu
 	return scratch_unlink(fs->scratch, move->from->node.vm, move->name);
 }
 
-const struct vm_snapshot *ops_links_to_snapshot(const struct place *vm, const char *target)
+/* What of PATH comes after PREFIX; NULL: it doesn't begin so. */
+static const char *after(const char *path, const char *prefix)
 {
-	static const char dir[] = "snapshots/";
-	const char *slash = strrchr(target, '/');
-	size_t len = slash ? (size_t)(slash + 1 - target) : 0;
-	if (len < sizeof dir - 1 || strncmp(slash + 1 - (sizeof dir - 1), dir, sizeof dir - 1) != 0)
-		return NULL;
-	return vm_find_snapshot(vm->vm, slash + 1);
+	size_t len = strlen(prefix);
+	return path && !strncmp(path, prefix, len) ? path + len : NULL;
+}
+
+/* The rest of TARGET, seen from the VM's directory, behind that directory: "snapshots/S". */
+static const char *within_vm(struct fs *fs, const struct place *vm, const char *target)
+{
+	char dir[PATH_MAX];
+	const char *rest = target;
+	while (after(rest, "./"))
+		rest = after(rest, "./");
+	snprintf(dir, sizeof dir, "../%s/", vm->vm->name);
+	if (after(rest, dir))
+		return after(rest, dir);
+	snprintf(dir, sizeof dir, "%s/%s/%s/", fs->mount_dir, vm->vm->place == PLACE_VMS ? "vms" : "clones", vm->vm->name);
+	return *rest == '/' ? after(rest, dir) : rest;
+}
+
+const struct vm_snapshot *ops_links_to_snapshot(struct fs *fs, const struct place *vm, const char *target)
+{
+	const char *name = after(within_vm(fs, vm, target), "snapshots/");
+	return name ? vm_find_snapshot(vm->vm, name) : NULL;
 }
 
 int ops_restore_link(struct fs *fs, const struct place *vm, const char *target, struct reason *why)
 {
-	const struct vm_snapshot *snapshot = ops_links_to_snapshot(vm, target);
+	const struct vm_snapshot *snapshot = ops_links_to_snapshot(fs, vm, target);
 	if (!snapshot)
 		return reason_set(why, -ENOENT, "%s: current can only point to one of the VM's snapshots, as snapshots/NAME", target);
 	handles_wait_closed(fs->handles, vm->node.vm);

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/file.h"
 #include "base/mem.h"
@@ -13,6 +14,8 @@
 #include "store/pending.h"
 #include "store/store_internal.h"
 #include "store/text.h"
+
+#define STALE_TRIES 1000
 
 struct cloning {
 	struct store *store;
@@ -101,6 +104,19 @@ static int clone_disk(struct cloning *c, const struct vm_disk *from, struct reas
 	return err;
 }
 
+/* Whether the snapshot of a managed VM was deleted meanwhile: its layers may have gone, or are being merged. */
+static bool source_is_gone(const struct cloning *c, struct reason *why)
+{
+	if (!c->snapshot || c->from->kind != VM_MANAGED)
+		return false;
+	struct vm *now = store_get(c->store, c->from->id);
+	bool there = now && vm_snapshot_by_id(now, c->snapshot->id);
+	vm_put(now);
+	if (!there)
+		reason_set(why, -ENOENT, "snapshot %s of %s has been deleted", c->snapshot->name, c->from->name);
+	return !there;
+}
+
 static int clone_disks(struct cloning *c, struct reason *why)
 {
 	for (size_t i = 0; i < c->snapshot->nr_disks; i++) {
@@ -108,6 +124,8 @@ static int clone_disks(struct cloning *c, struct reason *why)
 		struct reason disk_why = {0};
 		size_t nr_disks = c->next->nr_disks;
 		int err = clone_disk(c, from, &disk_why);
+		if (err && source_is_gone(c, why))
+			return -ENOENT;
 		if (err && is_skippable(err)) {
 			store_event(c->store, c->next->name, "disk %s of %s isn't cloned: %s", from->file_name, c->next->origin,
 				    *disk_why.text ? disk_why.text : strerror(-err));
@@ -200,7 +218,9 @@ static int clone_snapshot(struct cloning *c, struct vm **ret, struct reason *why
 	int err = expect_layers(c, c->snapshot->nr_disks);
 	if (!err)
 		err = clone_disks(c, why);
-	return err ? err : finish(c, ret, why);
+	if (!err && (err = finish(c, ret, why)) && source_is_gone(c, why))
+		err = -ENOENT;
+	return err;
 }
 
 static void cloning_done(struct cloning *c, int err)
@@ -250,8 +270,13 @@ int store_clone(struct store *store, struct vm *from, const struct vm_snapshot *
 	struct reservation r;
 	if ((err = table_reserve(store, &r, PLACE_CLONES, name)))
 		return reason_set(why, err, "clones/%s exists", name);
-	struct cloning c = {.store = store, .from = from, .snapshot = snapshot};
-	err = clone_into(&c, name, uid, gid, ret, why);
+	for (int i = 0; i < STALE_TRIES; i++) {
+		struct cloning c = {.store = store, .from = from, .snapshot = snapshot};
+		err = clone_into(&c, name, uid, gid, ret, why);
+		if (err != -ESTALE)
+			break;
+		usleep(1000); /* a merge took what was just frozen */
+	}
 	table_release(store, &r);
 	return err;
 }

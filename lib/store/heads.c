@@ -255,7 +255,7 @@ bool heads_in_use(struct store *store, const struct entry *entry)
 {
 	pthread_mutex_lock(&store->lock);
 	const struct open_head *oh = store->heads;
-	while (oh && (oh->entry != entry || oh->nr_users == oh->nr_lookers))
+	while (oh && (oh->entry != entry || oh->removed || oh->nr_users == oh->nr_lookers))
 		oh = oh->next;
 	pthread_mutex_unlock(&store->lock);
 	return oh;
@@ -275,7 +275,7 @@ bool heads_are_open(struct store *store, const struct entry *entry)
 {
 	pthread_mutex_lock(&store->lock);
 	const struct open_head *oh = store->heads;
-	while (oh && oh->entry != entry)
+	while (oh && (oh->entry != entry || oh->removed))
 		oh = oh->next;
 	pthread_mutex_unlock(&store->lock);
 	return oh;

@@ -65,7 +65,7 @@ struct open_head *head_lookup(struct store *store, const struct vm_disk *disk);
 int head_put(struct store *store, struct open_head *oh);
 int head_put_locked(struct store *store, struct open_head *oh); /* the caller holds it */
 
-/* Whether any disk of the VM is open, but to be looked at. Exact while the caller holds the change lock. */
+/* Whether any disk of the VM (one that was removed isn't any more) is open, but to be looked at. Exact while the caller holds the change lock. */
 bool heads_in_use(struct store *store, const struct entry *entry);
 /* Whether any is open for writing. */
 bool heads_have_writer(struct store *store, const struct entry *entry);

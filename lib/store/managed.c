@@ -81,7 +81,12 @@ int managed_begin_settled(struct store *store, const struct vm *vm, struct entry
 
 int managed_commit(struct store *store, struct entry *entry, struct vm *next, struct reason *why)
 {
-	int err = manifest_save(store, next, why);
+	/* What can fail comes first: disk and table must say the same. */
+	pthread_mutex_lock(&store->lock);
+	int err = table_number_locked(entry, next);
+	pthread_mutex_unlock(&store->lock);
+	if (!err)
+		err = manifest_save(store, next, why);
 	if (!err)
 		err = table_publish(store, entry, next);
 	if (err)
@@ -288,7 +293,9 @@ int store_remove(struct store *store, struct vm *vm, struct reason *why)
 	int err = managed_begin(store, vm, &entry, &now, why);
 	if (err)
 		return err;
-	if (now->nr_snapshots)
+	if (now->saved)
+		err = snapshot_check_no_preview(now, "removing the VM", why);
+	else if (now->nr_snapshots)
 		err = reason_set(why, -ENOTEMPTY, "%s has snapshots: delete them first", now->name);
 	else if (heads_in_use(store, entry))
 		err = reason_set(why, -EBUSY, "%s: a disk is open", now->name);

@@ -340,6 +340,21 @@ struct uuid_row {
 	const char *name;
 };
 
+static int by_name(const void *a, const void *b)
+{
+	return strcmp(((const struct uuid_row *)a)->name, ((const struct uuid_row *)b)->name);
+}
+
+/* ROWS are left in order of name. */
+static int check_names(struct uuid_row *rows, size_t nr, struct reason *why)
+{
+	qsort(rows, nr, sizeof *rows, by_name);
+	for (size_t i = 1; i < nr; i++)
+		if (strcmp(rows[i].name, rows[i - 1].name) == 0)
+			return bad(why, "name of a snapshot");
+	return 0;
+}
+
 static int by_uuid(const void *a, const void *b)
 {
 	return strcmp(((const struct uuid_row *)a)->uuid, ((const struct uuid_row *)b)->uuid);
@@ -350,7 +365,7 @@ static int name_parent(const struct uuid_row *rows, size_t nr, struct vm_snapsho
 {
 	const struct uuid_row key = {.uuid = snapshot->parent};
 	const struct uuid_row *row = snapshot->parent && nr ? bsearch(&key, rows, nr, sizeof *rows, by_uuid) : NULL;
-	return text_set(&snapshot->parent, row ? row->name : NULL);
+	return text_set(&snapshot->parent, row && strcmp(row->uuid, snapshot->uuid) != 0 ? row->name : NULL);
 }
 
 static int name_parents(struct vm *vm, struct reason *why)
@@ -360,8 +375,8 @@ static int name_parents(struct vm *vm, struct reason *why)
 		return -ENOMEM;
 	for (size_t i = 0; i < vm->nr_snapshots; i++)
 		rows[i] = (struct uuid_row){vm->snapshots[i]->uuid, vm->snapshots[i]->name};
+	int err = check_names(rows, vm->nr_snapshots, why);
 	qsort(rows, vm->nr_snapshots, sizeof *rows, by_uuid);
-	int err = 0;
 	for (size_t i = 0; !err && i < vm->nr_snapshots; i++)
 		err = i && strcmp(rows[i].uuid, rows[i - 1].uuid) == 0 ? bad(why, "uuid of a snapshot")
 								       : name_parent(rows, vm->nr_snapshots, vm->snapshots[i]);

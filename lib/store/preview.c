@@ -182,7 +182,17 @@ static int add_from_base(struct composing *c, const struct preview_spec *spec, c
 	return err;
 }
 
-static int add_override(struct composing *c, const struct preview_disk *wanted, const struct vm_snapshot *base, struct reason *why)
+/* The same disk can be named in several ways. */
+static bool is_named_twice(const struct preview_spec *spec, const struct preview_disk *wanted, const struct vm_disk *disk)
+{
+	for (size_t i = 0; i < spec->nr_disks; i++)
+		if (&spec->disks[i] != wanted && snapshot_disk_index(disk, 1, spec->disks[i].disk) == 0)
+			return true;
+	return false;
+}
+
+static int add_override(struct composing *c, const struct preview_spec *spec, const struct preview_disk *wanted, const struct vm_snapshot *base,
+			struct reason *why)
 {
 	size_t s = 0;
 	if (!wanted->snapshot) {
@@ -197,7 +207,8 @@ static int add_override(struct composing *c, const struct preview_disk *wanted, 
 	int i = snapshot_disk_index(snapshot->disks, snapshot->nr_disks, wanted->disk);
 	if (i < 0)
 		return reason_set(why, -ENOENT, "snapshot %s has no disk %s", snapshot->name, wanted->disk);
-	if (vm_find_disk(c->next->disks, c->next->nr_disks, snapshot->disks[i].file_name))
+	if (is_named_twice(spec, wanted, &snapshot->disks[i]) ||
+	    vm_find_disk(c->next->disks, c->next->nr_disks, snapshot->disks[i].file_name))
 		return reason_set(why, -EINVAL, "disk %s is named twice", wanted->disk);
 	return add_over(c, &snapshot->disks[i], why);
 }
@@ -210,7 +221,7 @@ static int compose_disks(struct composing *c, const struct preview_spec *spec, c
 	if (!err)
 		err = add_from_base(c, spec, base, why);
 	for (size_t i = 0; !err && i < spec->nr_disks; i++)
-		err = add_override(c, &spec->disks[i], base, why);
+		err = add_override(c, spec, &spec->disks[i], base, why);
 	return err;
 }
 
@@ -326,9 +337,13 @@ static int keep_as_snapshot(struct store *store, struct vm *next, struct vm_snap
 		err = vm_snapshot_append(next, state);
 	if (err)
 		vm_snapshot_put(state);
-	else
-		store_event(store, next->name, "the state before is kept as snapshot %s; rmdir it when it isn't needed", name);
 	return err;
+}
+
+static void report_kept(struct store *store, const struct vm *vm)
+{
+	store_event(store, vm->name, "the state before is kept as snapshot %s; rmdir it when it isn't needed",
+		    vm->snapshots[vm->nr_snapshots - 1]->name);
 }
 
 static int keep_state(struct composing *c, const struct preview_spec *spec, struct reason *why)
@@ -422,7 +437,12 @@ static int become(struct store *store, struct entry *entry, const struct vm *now
 		err = compose(&c, spec, why);
 	if (!err)
 		err = keep_state(&c, spec, why);
-	return commit_composed(&c, entry, err, why);
+	struct vm *next = c.next ? vm_ref(c.next) : NULL;
+	err = commit_composed(&c, entry, err, why);
+	if (!err && c.keep == KEEP_UNLESS_EQUAL)
+		report_kept(store, next);
+	vm_put(next);
+	return err;
 }
 
 int store_restore(struct store *store, struct vm *vm, const char *snapshot, bool discard, struct reason *why)
@@ -488,6 +508,8 @@ static int commit_preview(struct store *store, struct entry *entry, const struct
 	err = managed_commit(store, entry, next, why);
 	if (!err)
 		snapshot_clear_files(store, next);
+	if (!err && keep)
+		report_kept(store, next);
 	vm_put(next);
 	return err;
 }
@@ -518,6 +540,8 @@ static int undo_disks(struct composing *c, struct reason *why)
 	for (size_t i = 0; !err && i < c->now->nr_disks; i++)
 		if (!c->now->disks[i].target)
 			err = add_kept(c, &c->now->disks[i], why);
+		else if (!vm_find_disk(saved->disks, saved->nr_disks, c->now->disks[i].file_name))
+			store_event(c->store, c->now->name, "disk %s, which came with the preview, goes with it", c->now->disks[i].file_name);
 	for (size_t i = 0; !err && i < saved->nr_disks; i++)
 		err = add_over(c, &saved->disks[i], why);
 	return err;

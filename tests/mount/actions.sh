@@ -244,6 +244,27 @@ same "$src/ram" "$vm/memory"
 write_to "$a/undo" undo
 [ ! -e "$vm/memory" ] || fail "the RAM is still there"
 
+say "links and names that mean something else"
+mkdir mnt/clones/web@patched/other
+mkdir mnt/clones/other/snapshots/all
+refused EPERM ln -sfn ../other/snapshots/all "$vm/current"
+ln -sfn "../vm/snapshots/all" "$vm/current"
+ln -sfn "$vm/snapshots/all" "$vm/current"
+refused EINVAL write_to "$a/preview" "vda=all vda.img=all"
+refused EINVAL write_to "$a/preview" "vda=none vda.img=all"
+write_to mnt/clones/other/actions/preview all
+rmdir mnt/clones/other/snapshots/all 2>/dev/null && fail "a snapshot of a VM with a preview was deleted"
+refused EBUSY rmdir mnt/clones/other
+truncate -s 1M mnt/clones/other/disks/vdz.img
+write_to mnt/clones/other/actions/undo undo
+grep -q "disk vdz.img, which came with the preview, goes with it" mnt/clones/other/events
+exec {open}<>mnt/clones/other/disks/vdb.img
+rm mnt/clones/other/disks/vdb.img # it is open still, but no disk of the VM
+write_to mnt/clones/other/actions/restore all
+exec {open}>&-
+rmdir mnt/clones/other/snapshots/*
+rmdir mnt/clones/other
+
 say "a found VM's"
 before=$(fingerprint "$src")
 for f in snapshot preview commit undo restore delete; do

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A snapshot is one moment of all disks: under eight writers that stamp two of them in turn, and under an ext4 that is
-# written to on a loop device, whose journal every snapshot replays.       limit: 300
+# written to on a loop device, whose journal every snapshot replays.       limit: 900
 # shellcheck source=tests/lib.sh
 . "$(dirname "$0")/../lib.sh"
 need qemu-img mke2fs e2fsck xmllint

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Random snapshots, deletions of every kind, previews, clones, writes, remounts and kills through the mount, against a plain
-# model (tests/tools/snapmodel.c).       limit: 600
+# model (tests/tools/snapmodel.c).       limit: 900
 # shellcheck source=tests/lib.sh
 . "$(dirname "$0")/../lib.sh"
 need qemu-img

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A thousand snapshots of one VM: the first and the last, and those between, hold what they held; all but two go, and the space
-# comes back.       limit: 300
+# comes back.       limit: 900
 # shellcheck source=tests/lib.sh
 . "$(dirname "$0")/../lib.sh"
 need qemu-img
