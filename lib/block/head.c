@@ -10,7 +10,7 @@
 #include "base/file.h"
 #include "base/mem.h"
 #include "block/head_priv.h"
-#include "block/image_locks.h"
+#include "block/image_priv.h"
 #include "block/merge.h"
 #include "block/qcow2_format.h"
 
@@ -191,6 +191,11 @@ int head_open_frozen(int dirfd, const char *name, const char *path, struct view 
 {
 	/* A reader's locks: those of our own views are the same. */
 	return open_locked(dirfd, name, path, IMAGE_LOCK_READ, below, ret, why);
+}
+
+int head_claim(struct head *head, struct image_cache *images, struct reason *why)
+{
+	return image_claim(images, head->fd, head->path, why);
 }
 
 static int settle(struct head *head, struct overlay_facts *ret, struct reason *why)

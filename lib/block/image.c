@@ -303,8 +303,7 @@ void image_cache_trim(struct image_cache *cache)
 	pthread_mutex_unlock(&cache->lock);
 }
 
-/* A reference to the open image of that file, if it is still what was opened. */
-static struct image *lookup(struct image_cache *cache, const struct stat *st, enum image_format declared)
+struct image *image_lookup(struct image_cache *cache, const struct stat *st, enum image_format declared)
 {
 	struct image *gone = NULL;
 	pthread_mutex_lock(&cache->lock);
@@ -329,6 +328,14 @@ static struct expected **find_expected_locked(struct image_cache *cache, dev_t d
 	while (*link && !((*link)->dev == dev && (*link)->ino == ino))
 		link = &(*link)->next;
 	return link;
+}
+
+bool image_is_written_by_us(const struct image *image)
+{
+	pthread_mutex_lock(&image->cache->lock);
+	bool is_written = *find_expected_locked(image->cache, image->st.st_dev, image->st.st_ino);
+	pthread_mutex_unlock(&image->cache->lock);
+	return is_written;
 }
 
 /* NR_FORGOTTEN: before the file was looked at. What was read of it since a call to forget may be what was to be forgotten. */
@@ -437,7 +444,7 @@ int image_open(struct image_cache *cache, const char *base_dir, const char *name
 	struct stat st;
 	if (fstat(fd, &st) < 0)
 		return reason_set(why, -errno, "%s: %s", path, strerror(errno));
-	struct image *image = lookup(cache, &st, format);
+	struct image *image = image_lookup(cache, &st, format);
 	if (!image) {
 		int err = image_new(cache, fd, path, format, &image);
 		if (err)
@@ -544,51 +551,4 @@ int image_find_snapshot(const struct image *image, const char *tag)
 int image_data_fd(const struct image *image)
 {
 	return image->data_fd >= 0 ? image->data_fd : image->fd;
-}
-
-/* --- locks ------------------------------------------------------------------------------------------------------------------------- */
-
-static int take_locks(struct image *image, enum image_lock_kind kind, struct reason *why)
-{
-	int err = image_locks_take(image->fd, kind, image->path, why);
-	if (!err && image->data_fd >= 0) {
-		err = image_locks_take(image->data_fd, kind, image->data_path, why);
-		if (err)
-			image_locks_drop(image->fd);
-	}
-	return err;
-}
-
-static void drop_locks(struct image *image)
-{
-	image_locks_drop(image->fd);
-	if (image->data_fd >= 0)
-		image_locks_drop(image->data_fd);
-}
-
-int image_lock(struct image *image, enum image_lock_kind kind, struct reason *why)
-{
-	pthread_mutex_lock(&image->users_lock);
-	unsigned *nr = kind == IMAGE_LOCK_READ ? &image->nr_readers : &image->nr_quiet;
-	int err = 0;
-	if (*nr == 0 && image->nr_readers == 0)
-		err = take_locks(image, kind, why);
-	if (!err)
-		++*nr;
-	else if (image->nr_quiet)
-		take_locks(image, IMAGE_LOCK_QUIET, NULL);
-	pthread_mutex_unlock(&image->users_lock);
-	return err;
-}
-
-void image_unlock(struct image *image, enum image_lock_kind kind)
-{
-	pthread_mutex_lock(&image->users_lock);
-	--*(kind == IMAGE_LOCK_READ ? &image->nr_readers : &image->nr_quiet);
-	if (image->nr_readers == 0) {
-		drop_locks(image);
-		if (image->nr_quiet)
-			take_locks(image, IMAGE_LOCK_QUIET, NULL);
-	}
-	pthread_mutex_unlock(&image->users_lock);
 }

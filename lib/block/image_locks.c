@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -14,6 +15,7 @@ static const struct {
 } kinds[] = {
 	[IMAGE_LOCK_QUIET] = {1u << PERM_READ, 0},
 	[IMAGE_LOCK_READ] = {1u << PERM_READ, 1u << PERM_WRITE | 1u << PERM_RESIZE},
+	[IMAGE_LOCK_READ_OURS] = {1u << PERM_READ, 1u << PERM_WRITE | 1u << PERM_RESIZE},
 	[IMAGE_LOCK_WRITE] = {1u << PERM_READ | 1u << PERM_WRITE | 1u << PERM_RESIZE, 1u << PERM_WRITE | 1u << PERM_RESIZE},
 };
 
@@ -57,22 +59,41 @@ void image_locks_drop(int fd)
 	fcntl(fd, F_OFD_SETLK, &all);
 }
 
-int image_locks_take(int fd, enum image_lock_kind kind, const char *path, struct reason *why)
+/* What to say to the caller. */
+static int verdict(int err, const char *path, struct reason *why)
 {
-	int err = take_bytes(fd, kinds[kind].used, BYTE_USED);
-	if (!err)
-		err = take_bytes(fd, kinds[kind].not_shared, BYTE_NOT_SHARED);
-	if (!err && kind != IMAGE_LOCK_QUIET)
-		err = test_bytes(fd, kinds[kind].used, BYTE_NOT_SHARED);
-	if (!err && kind != IMAGE_LOCK_QUIET)
-		err = test_bytes(fd, kinds[kind].not_shared, BYTE_USED);
-	if (!err)
-		return 0;
-	image_locks_drop(fd);
-	if (err == -ENOLCK || err == -EOPNOTSUPP || err == -EINVAL || err == -ENOSYS)
+	if (!err || err == -ENOLCK || err == -EOPNOTSUPP || err == -EINVAL || err == -ENOSYS)
 		return 0;
 	if (err == -EAGAIN || err == -EACCES)
 		err = -EBUSY;
 	return reason_set(why, err, err == -EBUSY ? "%s is in use by another program (a running VM?); stop it, or use one of its snapshots" : "locking %s",
 			  path);
+}
+
+int image_locks_take(int fd, enum image_lock_kind kind, const char *path, struct reason *why)
+{
+	bool test = kind == IMAGE_LOCK_READ || kind == IMAGE_LOCK_WRITE;
+	int err = take_bytes(fd, kinds[kind].used, BYTE_USED);
+	if (!err)
+		err = take_bytes(fd, kinds[kind].not_shared, BYTE_NOT_SHARED);
+	if (!err && test)
+		err = test_bytes(fd, kinds[kind].used, BYTE_NOT_SHARED);
+	if (!err && test)
+		err = test_bytes(fd, kinds[kind].not_shared, BYTE_USED);
+	if (err)
+		image_locks_drop(fd);
+	return verdict(err, path, why);
+}
+
+int image_locks_claim(int fd, int own_fd, const char *path, struct reason *why)
+{
+	const unsigned perms = kinds[IMAGE_LOCK_WRITE].not_shared;
+	struct flock not_shared = {.l_type = F_UNLCK, .l_whence = SEEK_SET, .l_start = BYTE_NOT_SHARED, .l_len = NR_PERMS};
+	/* First taken, then tested: of two who come at once, one sees the other. */
+	int err = take_bytes(fd, perms, BYTE_USED);
+	if (!err && fcntl(fd, F_OFD_SETLK, &not_shared) < 0)
+		err = -errno;
+	if (!err)
+		err = test_bytes(own_fd, perms, BYTE_NOT_SHARED);
+	return verdict(err, path, why);
 }

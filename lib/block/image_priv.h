@@ -73,6 +73,15 @@ struct image *image_ref(struct image *image);
 /* Where the bytes of its EXTENT_DATA are. */
 int image_data_fd(const struct image *image);
 
+/* A reference to the open image of that file, if it is in the cache and still what was opened; else NULL. */
+struct image *image_lookup(struct image_cache *cache, const struct stat *st, enum image_format declared);
+
+/* Whether image_cache_expect_changes() is on for its file. */
+bool image_is_written_by_us(const struct image *image);
+
+/* image_locks_claim() of a qcow2 file for which changes are expected: our own views don't count, nor are they refused later. */
+int image_claim(struct image_cache *cache, int fd, const char *path, struct reason *why);
+
 /* KIND is IMAGE_LOCK_READ or IMAGE_LOCK_QUIET; calls nest. */
 int image_lock(struct image *image, enum image_lock_kind kind, struct reason *why);
 void image_unlock(struct image *image, enum image_lock_kind kind);

@@ -14,6 +14,10 @@
  * theirs. -EBUSY: another program writes to it. Who calls it sees to it that nobody else does. */
 int head_open_frozen(int dirfd, const char *name, const char *path, struct view *below, struct head **ret, struct reason *why);
 
+/* To be called before head_absorb(), which changes what the file shows to who reads it by itself: until the head is closed nobody else begins
+ * to read it who takes QEMU's locks. Changes are expected. -EBUSY: another program reads it; the head can only be closed then. */
+int head_claim(struct head *head, struct image_cache *images, struct reason *why);
+
 /* What the top NR_LAYERS of the view beneath have in [GUEST_OFF, +LEN) and the head lacks becomes the head's own, while others read and write
  * it: what they write in between stays. What lies behind the head's end is left alone. RET_STORED (may be NULL): bytes of data that it took.
  * A pull begins at GUEST_OFF 0, with LEN bytes or none, and goes on until head_rebase. -ESTALE: it wasn't begun with that NR_LAYERS, or

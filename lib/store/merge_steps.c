@@ -17,6 +17,17 @@
 
 /* --- the destination ------------------------------------------------------------------------------------------------ */
 
+/* What is pushed shows to who reads the destination by itself: where another program does, the top takes up all. */
+static int claim_dest(struct merge *m, struct reason *why)
+{
+	int err = m->into ? head_claim(m->dest, m->store->images, why) : 0;
+	if (!err)
+		return 0;
+	merge_close_dest(m);
+	m->pull_only = err == -EBUSY;
+	return m->pull_only ? MERGE_AGAIN : err;
+}
+
 int merge_open_dest(struct merge *m, struct reason *why)
 {
 	struct store *store = m->store;
@@ -36,7 +47,7 @@ int merge_open_dest(struct merge *m, struct reason *why)
 			image_cache_expect_changes(store->images, m->dest_st.st_dev, m->dest_st.st_ino, false);
 	}
 	view_put(below);
-	return err;
+	return err ? err : claim_dest(m, why);
 }
 
 int merge_close_dest(struct merge *m)

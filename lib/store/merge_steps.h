@@ -12,7 +12,7 @@ struct merge {
 	struct entry *entry; /* of the VM that uses the run's top */
 	struct layer_run run;
 	size_t into; /* which of the run takes up the others */
-	bool pull_only; /* the sizes differ: nothing can take the top's place */
+	bool pull_only; /* nothing can take the top's place: the sizes differ, or another program reads it */
 	struct head *dest; /* open, unless it is a head in use */
 	struct stat dest_st; /* when it was opened */
 };

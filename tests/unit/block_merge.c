@@ -457,6 +457,13 @@ static void push(int d, int nr)
 	start_readers(c, nr_layers);
 	CHECK(image_cache_expect_changes(cache, st.st_dev, st.st_ino, true));
 	CHECK(head_open_frozen(dirfd, into->name, path_of(into->name), below, &head, NULL));
+	/* Our own views come before and after; other programs don't come. */
+	CHECK(view_lock(above, NULL));
+	CHECK(head_claim(head, cache, NULL));
+	struct view *late = open_view(c);
+	CHECK(view_lock(late, NULL));
+	if (random() % 8 == 0)
+		run("qemu-io -r -f qcow2 -c quit %s 2>&1 | grep -q lock", path_of(into->name));
 	uint64_t step = 1 + pick(random() % 2 ? 200000 : DISK_MAX);
 	for (uint64_t off = 0; off < into->size; off += step)
 		CHECK(head_absorb(head, above, (size_t)nr, off, step, NULL));
@@ -466,6 +473,9 @@ static void push(int d, int nr)
 	/* Those who have the old chain open don't mind that a layer of it has no name any longer, but it's no longer current. */
 	stop_readers();
 	CHECK(image_cache_expect_changes(cache, st.st_dev, st.st_ino, false));
+	view_unlock(above);
+	view_unlock(late);
+	view_put(late);
 	view_put(below);
 	view_put(above);
 	into = &layers[d];

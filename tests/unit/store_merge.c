@@ -3,6 +3,7 @@
  * store_merge [SEED [STEPS]]
  * limit: 300 */
 #include <dirent.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
@@ -648,6 +649,72 @@ static void test_direction(bool push)
 	store_close(store);
 }
 
+/* --- another program that reads ----------------------------------------------------------------------------------------- */
+
+struct qemu_io {
+	pid_t pid;
+	FILE *to, *from;
+};
+
+static void qemu_io_open(struct qemu_io *q, const char *path)
+{
+	int to[2], from[2];
+	char line[200] = "";
+	CHECK(pipe2(to, O_CLOEXEC) == 0 && pipe2(from, O_CLOEXEC) == 0);
+	q->pid = fork();
+	CHECK(q->pid >= 0);
+	if (q->pid == 0) {
+		dup2(to[0], 0);
+		dup2(from[1], 1);
+		execlp("qemu-io", "qemu-io", "-r", "-f", "qcow2", path, (char *)NULL);
+		_exit(127);
+	}
+	close(to[0]);
+	close(from[1]);
+	q->to = fdopen(to[1], "w");
+	q->from = fdopen(from[0], "r");
+	fputs("length\n", q->to);
+	fflush(q->to);
+	CHECK(fgets(line, sizeof line, q->from) && strstr(line, "6 MiB")); /* it has it open now */
+}
+
+static void qemu_io_expect(struct qemu_io *q, int byte)
+{
+	char line[200];
+	int status = 0;
+	unsigned nr_read = 0;
+	fprintf(q->to, "read -P %d 0 %u\nquit\n", byte, DISK_SIZE);
+	fclose(q->to);
+	while (fgets(line, sizeof line, q->from)) {
+		CHECK(!strstr(line, "failed"));
+		nr_read += strstr(line, "read 6291456/6291456") != NULL;
+	}
+	fclose(q->from);
+	CHECK(waitpid(q->pid, &status, 0) == q->pid && status == 0 && nr_read == 1);
+}
+
+/* What it has open doesn't change, though the head would have been pushed into it. */
+static void test_foreign_reader(void)
+{
+	store = store_at("src", true);
+	struct vm_model *m = make_vm();
+	fill(m, DISK_SIZE, 1);
+	do_snapshot(m);
+	fill(m, DISK_SIZE / 8, 2);
+	struct vm *vm = vm_of(m);
+	struct qemu_io q;
+	qemu_io_open(&q, disk_of(vm, vm->snapshots[0], disk_names[0])->path);
+	CHECK_ERR(store_snapshot_delete(store, vm, m->snapshots[0].name, SNAPSHOT_DROP, &why), 0);
+	vm_put(vm);
+	state_drop(&m->snapshots[0]);
+	CHECK(check_settled() == DISKS);
+	qemu_io_expect(&q, 1);
+	check_all();
+	check_all_with_qemu();
+	remove_all();
+	store_close(store);
+}
+
 static void test_writer(unsigned nr_steps)
 {
 	store = store_at("src", true);
@@ -788,6 +855,7 @@ int main(int argc, char **argv)
 	test_space();
 	test_direction(true);
 	test_direction(false);
+	test_foreign_reader();
 	test_random(nr_steps);
 	test_writer(nr_steps / 4);
 	test_kill(nr_steps / 40);
