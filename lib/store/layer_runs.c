@@ -7,6 +7,7 @@
 #include "base/mem.h"
 #include "store/layers_priv.h"
 #include "store/store_internal.h"
+#include "store/vm_make.h"
 
 static void count_children_locked(struct layers *layers)
 {
@@ -81,7 +82,7 @@ void layer_run_done(struct layer_run *run)
 	*run = (struct layer_run){0};
 }
 
-static int find_runs_locked(struct store *store, bool again, struct layer_run **ret, size_t *ret_nr)
+static int find_runs_locked(struct store *store, struct layer_run **ret, size_t *ret_nr)
 {
 	struct layers *layers = &store->layers;
 	size_t cap = 0;
@@ -89,8 +90,6 @@ static int find_runs_locked(struct store *store, bool again, struct layer_run **
 	count_children_locked(layers);
 	for_each_row(layers, row) {
 		struct layer_run run;
-		if (again)
-			row->cancelled = false;
 		const struct layer_row *beneath = *row->beneath ? layer_row_find_locked(layers, row->beneath) : NULL;
 		if (row->cancelled || !beneath || beneath->merging)
 			continue;
@@ -107,12 +106,12 @@ static int find_runs_locked(struct store *store, bool again, struct layer_run **
 	return 0;
 }
 
-int layers_find_runs(struct store *store, bool again, struct layer_run **ret, size_t *ret_nr)
+int layers_find_runs(struct store *store, struct layer_run **ret, size_t *ret_nr)
 {
 	*ret = NULL;
 	*ret_nr = 0;
 	pthread_mutex_lock(&store->lock);
-	int err = store->writable && !store->layers.unknown ? find_runs_locked(store, again, ret, ret_nr) : 0;
+	int err = store->writable && !store->layers.unknown ? find_runs_locked(store, ret, ret_nr) : 0;
 	pthread_mutex_unlock(&store->lock);
 	return err;
 }
@@ -223,5 +222,28 @@ void layers_cancel_run(struct store *store, const char *name)
 	struct layer_row *row = layer_row_find_locked(&store->layers, name);
 	if (row)
 		row->cancelled = true;
+	pthread_mutex_unlock(&store->lock);
+}
+
+/* Each row once, however many chains go through it. */
+static void resume_chain_locked(struct layers *layers, const char *name)
+{
+	for (struct layer_row *row = layer_row_find_locked(layers, name); row && !row->needed; row = layer_row_find_locked(layers, row->beneath)) {
+		row->needed = true;
+		row->cancelled = false;
+	}
+}
+
+static void resume_disk(void *ctx, const struct vm_disk *disk)
+{
+	resume_chain_locked(ctx, disk->layer);
+}
+
+void layers_resume_runs(struct store *store, const struct vm *vm)
+{
+	pthread_mutex_lock(&store->lock);
+	for_each_row(&store->layers, row)
+		row->needed = false;
+	vm_each_layer(vm, resume_disk, &store->layers);
 	pthread_mutex_unlock(&store->lock);
 }

@@ -17,6 +17,7 @@
 #include "block/head.h"
 
 struct store;
+struct vm;
 
 #define LAYER_NAME_MAX 48 /* UUID, ending, NUL */
 
@@ -27,7 +28,7 @@ struct layer_row {
 	unsigned nr_pins;
 	bool merging;	/* a merge is about to do away with it: nobody may begin to use it */
 	bool spoiled;	/* what is above it is being written into it, or below it: it may never be read by itself again */
-	bool cancelled; /* the merge into it was cancelled */
+	bool cancelled; /* the merge into it was cancelled, or can't be done */
 	/* scratch of the sweep */
 	bool needed;
 	bool named;  /* by others than layers */
@@ -120,8 +121,8 @@ struct layer_run {
 	bool is_head;	/* the first is that VM's disk now */
 };
 
-/* Every run that there is, but for those that are at work, and for those whose merge was cancelled unless AGAIN. */
-int layers_find_runs(struct store *store, bool again, struct layer_run **ret, size_t *ret_nr);
+/* Every run that there is, but for those that are at work, and for those whose merge was cancelled. */
+int layers_find_runs(struct store *store, struct layer_run **ret, size_t *ret_nr);
 /* The run with NAME at its top, which stays: it is pinned, the rest is marked as about to go. -ENOENT: there is none. */
 int layers_begin_run(struct store *store, const char *name, struct layer_run *ret);
 /* Room for one more in RUN. */
@@ -140,8 +141,10 @@ void layers_end_run(struct store *store, struct layer_run *run);
 void layer_run_done(struct layer_run *run);
 /* Nothing is unlinked any more. */
 void layers_keep_all(struct store *store);
-/* No merge with NAME at its top until one is asked for again. */
+/* No merge with NAME at its top until layers_resume_runs(), or the next start. */
 void layers_cancel_run(struct store *store, const char *name);
+/* A snapshot of VM was deleted: what was cancelled in its chains is merged with that. */
+void layers_resume_runs(struct store *store, const struct vm *vm);
 
 /* At the start: unlinks every file of ours in STORE/layers that isn't in the table. */
 void layers_clear_leftovers(struct store *store);

@@ -112,22 +112,17 @@ static void add_job(struct store *store, const struct layer_run *run)
 	vm_put(vm);
 }
 
-static void plan(struct store *store, bool again)
+void merges_plan(struct store *store)
 {
 	struct layer_run *runs = NULL;
 	size_t nr = 0;
-	int err = layers_find_runs(store, again, &runs, &nr);
+	int err = layers_find_runs(store, &runs, &nr);
 	for (size_t i = 0; i < nr; i++) {
 		if (!err)
 			add_job(store, &runs[i]);
 		layer_run_done(&runs[i]);
 	}
 	free(runs);
-}
-
-void merges_plan(struct store *store)
-{
-	plan(store, true);
 }
 
 /* --- the job ------------------------------------------------------------------------------------------------------------ */
@@ -181,7 +176,7 @@ static int run(struct store *store, struct job *job, struct reason *why)
 		err = -ECANCELED;
 	}
 	if (!err)
-		plan(store, false); /* the top may be only another's now */
+		merges_plan(store); /* the top may be only another's now */
 	return err;
 }
 

@@ -21,7 +21,7 @@
 
 struct store;
 
-/* Adds a job for each run that there is; also for those that were cancelled. layers_sweep() does, and the start. */
+/* Adds a job for each run that there is; for those that were cancelled, see layers_resume_runs(). layers_sweep() does, and the start. */
 void merges_plan(struct store *store);
 
 #endif

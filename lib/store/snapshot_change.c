@@ -171,8 +171,10 @@ int store_snapshot_delete(struct store *store, struct vm *vm, const char *name, 
 	if (!err) {
 		vm_ref(next);
 		err = managed_commit(store, entry, next, why);
-		if (!err)
+		if (!err) {
 			snapshot_unlink_dropped(now, next);
+			layers_resume_runs(store, now);
+		}
 	}
 	vm_put(next);
 	managed_end(entry, now);

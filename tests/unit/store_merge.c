@@ -360,7 +360,7 @@ static unsigned check_settled(void)
 	struct layer_run *runs = NULL;
 	size_t nr = 0;
 	wait_for_jobs(store);
-	CHECK(layers_find_runs(store, false, &runs, &nr) == 0);
+	CHECK(layers_find_runs(store, &runs, &nr) == 0);
 	for (size_t i = 0; i < nr; i++) {
 		printf("%s could be merged with %zu layers\n%s", runs[i].names[0], runs[i].nr - 1, events);
 		exit(1);
@@ -649,6 +649,53 @@ static void test_direction(bool push)
 	store_close(store);
 }
 
+/* --- what was cancelled ------------------------------------------------------------------------------------------------- */
+
+static bool any_jobs(void)
+{
+	char *names = NULL;
+	CHECK(store_jobs(store, &names) == 0);
+	bool any = *names;
+	free(names);
+	return any;
+}
+
+static void delete_snapshot(struct vm_model *m, int i)
+{
+	struct vm *vm = vm_of(m);
+	CHECK_ERR(store_snapshot_delete(store, vm, m->snapshots[i].name, SNAPSHOT_DROP, &why), 0);
+	vm_put(vm);
+	state_drop(&m->snapshots[i]);
+}
+
+/* It stays so whatever else is let go of, until a snapshot is deleted, or the next start. Nothing works on the jobs meanwhile. */
+static void test_cancel(void)
+{
+	store = store_at("src", false);
+	struct vm_model *m = make_vm();
+	for (int i = 0; i < 4; i++) {
+		fill(m, DISK_SIZE / 8, i + 1);
+		do_snapshot(m);
+	}
+	close_files(m);
+	for (int i = 0; i < 2; i++) {
+		delete_snapshot(m, i);
+		CHECK(any_jobs());
+		cancel_jobs();
+		layers_sweep(store);
+		CHECK(!any_jobs());
+	}
+	do_clone_of(m, &m->snapshots[3], &vms[1]);
+	do_remove_vm(&vms[1]);
+	CHECK(!any_jobs());
+	unsigned before = check_layer_files();
+	reopen();
+	CHECK(check_settled() < before);
+	check_all();
+	remove_all();
+	store_close(store);
+}
+
 /* --- another program that reads ----------------------------------------------------------------------------------------- */
 
 struct qemu_io {
@@ -704,9 +751,8 @@ static void test_foreign_reader(void)
 	struct vm *vm = vm_of(m);
 	struct qemu_io q;
 	qemu_io_open(&q, disk_of(vm, vm->snapshots[0], disk_names[0])->path);
-	CHECK_ERR(store_snapshot_delete(store, vm, m->snapshots[0].name, SNAPSHOT_DROP, &why), 0);
 	vm_put(vm);
-	state_drop(&m->snapshots[0]);
+	delete_snapshot(m, 0);
 	CHECK(check_settled() == DISKS);
 	qemu_io_expect(&q, 1);
 	check_all();
@@ -855,6 +901,7 @@ int main(int argc, char **argv)
 	test_space();
 	test_direction(true);
 	test_direction(false);
+	test_cancel();
 	test_foreign_reader();
 	test_random(nr_steps);
 	test_writer(nr_steps / 4);
