@@ -227,15 +227,13 @@ static void reopen_heads(struct freezing *f)
 	}
 }
 
-/* After a failure. What vm.xml may name all the same is left to the next start, which knows. */
+/* After a failure. */
 static void drop_overlays(struct freezing *f)
 {
 	for (size_t i = 0; i < f->nr_items; i++) {
 		const char *fresh = f->items[i].fresh;
-		if (*fresh && f->commit_tried)
-			layers_forget(f->store, fresh);
-		else if (*fresh)
-			layer_abandon(f->store, fresh);
+		if (*fresh)
+			layer_drop(f->store, fresh, f->commit_tried);
 	}
 }
 

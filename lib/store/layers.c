@@ -285,6 +285,14 @@ void layer_abandon(struct store *store, const char *name)
 	layers_forget(store, name);
 }
 
+void layer_drop(struct store *store, const char *name, bool tried)
+{
+	if (tried)
+		layers_forget(store, name);
+	else
+		layer_abandon(store, name);
+}
+
 int layers_open_view(struct store *store, const struct disk_source *source, struct view **ret, struct reason *why)
 {
 	pthread_rwlock_rdlock(&store->layout);

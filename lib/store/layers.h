@@ -77,6 +77,9 @@ void layers_forget(struct store *store, const char *name);
 
 /* Unlinks a layer that was made but isn't going to be used after all, and forgets it. */
 void layer_abandon(struct store *store, const char *name);
+/* After an operation failed: abandons the layer, but for one that a vm.xml or a header may name all the same (TRIED), which is only forgotten:
+ * the next start knows. */
+void layer_drop(struct store *store, const char *name, bool tried);
 
 /* How a header in STORE/layers names the file REAL_PATH: relatively where both move together (below SOURCE, or below the directory that
  * holds the store), else absolutely. The caller frees. -ENAMETOOLONG: longer than qcow2 allows. */

@@ -218,11 +218,7 @@ static int restack(struct hold *h, struct reason *why)
 		image_cache_forget(m->store->images, owner.st_dev, owner.st_ino); /* known by the name it had */
 		return 0;
 	}
-	/* What a header may name all the same is left to the next start, which knows. */
-	if (unsure)
-		layers_forget(m->store, moved);
-	else
-		layer_abandon(m->store, moved);
+	layer_drop(m->store, moved, unsure);
 	if (!h->oh->head)
 		reopen(h);
 	return reason_set(why, err, "%s/%s: a new overlay over it: %s", m->store->layers_dir, m->run.names[0], strerror(-err));

@@ -400,10 +400,8 @@ static int commit_composed(struct composing *c, struct entry *entry, int err, st
 	for (size_t i = 0; i < c->nr_layers; i++) {
 		if (!err)
 			layers_unpin(c->store, c->layers[i]);
-		else if (commit_tried)
-			layers_forget(c->store, c->layers[i]); /* vm.xml may name it: the next start knows */
 		else
-			layer_abandon(c->store, c->layers[i]);
+			layer_drop(c->store, c->layers[i], commit_tried);
 	}
 	free(c->layers);
 	vm_put(c->next);
