@@ -33,7 +33,7 @@ lists "$vm" actions disks domain.xml events snapshots status
 lists "$a" commit delete preview restore snapshot undo
 for f in "$a"/*; do
 	[ -s "$f" ] || fail "$f is empty"
-	[ -z "$(grep -v '^#' "$f")" ] || fail "$f: $(cat "$f")"
+	! grep -qv '^#' "$f" || fail "$f: $(cat "$f")"
 	equal "$(stat -c %s "$f")" "$(wc -c <"$f")" "size of $f"
 	cp "$f" usage
 	cp usage "$f"

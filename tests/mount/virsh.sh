@@ -18,7 +18,7 @@ mkdir "$vm/snapshots/a & <b>"
 exec {guest}>&-
 printf 'single vdb description=only <one> disk\n' >$vm/actions/snapshot
 printf 'installed discard\n' >$vm/actions/restore
-head -c 10000 /dev/urandom >$src/ram
+head -c 10000 /dev/urandom >"$src/ram"
 cat >$vm/actions/snapshot <<END
 <domainsnapshot><name>branch</name><memory snapshot='external' file='$src/ram'/></domainsnapshot>
 END
