@@ -10,6 +10,7 @@
 #include <unistd.h>
 #include <uuid/uuid.h>
 
+#include "base/file.h"
 #include "base/mem.h"
 #include "base/strbuf.h"
 #include "store/flats.h"
@@ -538,13 +539,9 @@ static bool is_leftover(struct store *store, const char *name)
 
 void layers_clear_leftovers(struct store *store)
 {
-	int fd = openat(store->layers_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	DIR *dir = fd < 0 ? NULL : fdopendir(fd);
-	if (!dir) {
-		if (fd >= 0)
-			close(fd);
+	DIR *dir = dir_open_at(store->layers_fd, ".");
+	if (!dir)
 		return;
-	}
 	for (struct dirent *de; (de = readdir(dir));)
 		if (is_leftover(store, de->d_name))
 			unlinkat(store->layers_fd, de->d_name, 0);

@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/file.h"
 #include "base/mem.h"
 #include "meta/domsnapshot.h"
 #include "store/libvirt.h"
@@ -61,17 +62,13 @@ static int add_file(struct metadata_files *files, const char *dir_path, const ch
 
 static int list_dir(struct metadata_files *files, const char *path)
 {
-	int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
-	DIR *dir = fd < 0 ? NULL : fdopendir(fd);
-	if (!dir) {
-		if (fd >= 0)
-			close(fd);
+	DIR *dir = dir_open_at(AT_FDCWD, path);
+	if (!dir)
 		return 0;
-	}
 	int err = 0;
 	for (struct dirent *de; !err && files->nr_files < MAX_SNAPSHOTS && (de = readdir(dir));) {
 		struct stat st;
-		if (is_metadata_name(de->d_name) && fstatat(fd, de->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(st.st_mode))
+		if (is_metadata_name(de->d_name) && fstatat(dirfd(dir), de->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(st.st_mode))
 			err = add_file(files, path, de->d_name, &st);
 	}
 	closedir(dir);

@@ -11,6 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/file.h"
 #include "base/mem.h"
 #include "store/store_internal.h"
 
@@ -227,11 +228,8 @@ static int walk_names(struct walk *walk, struct listing *in)
 
 static int walk_dir(struct walk *walk, int parent_fd, const char *name, struct listing *in)
 {
-	int fd = openat(parent_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
-	in->dir = fd < 0 ? NULL : fdopendir(fd);
+	in->dir = dir_open_at(parent_fd, name);
 	if (!in->dir) {
-		if (fd >= 0)
-			close(fd);
 		in->has_others = true; /* nobody knows */
 		return 0;
 	}
