@@ -47,6 +47,14 @@ int head_open(int dirfd, const char *name, const char *path, struct view *below,
 /* Writes everything back, marks the file clean, makes it stable, and frees the head, whatever is returned. */
 int head_close(struct head *head);
 
+/* The same for a raw file or a block device, of which the bytes are the disk's, under QEMU's write locks for raw images. Nothing lies beneath it: head_adopt,
+ * head_share, head_pull and head_rebase are -EOPNOTSUPP. A device keeps its size (-ENOSPC beyond it). */
+int head_open_raw(int dirfd, const char *name, const char *path, struct head **ret, struct reason *why);
+
+/* Of an overlay without a backing file: gives every cluster of [GUEST_OFF, +LEN) its place in the file, and the file its space; what isn't written
+ * yet goes on reading as zeros (qcow2: allocated clusters with the zero flag). While others read and write it. */
+int head_preallocate(struct head *head, uint64_t guest_off, uint64_t len);
+
 uint64_t head_virtual_size(struct head *head);
 const struct stat *head_stat(struct head *head, struct stat *ret); /* of the overlay file, now */
 struct view *head_below(struct head *head); /* a new reference; NULL: none */

@@ -28,6 +28,12 @@ struct log_sink {
 	void *ctx;
 };
 
+/* A further place for images: -o pool=NAME:DIR. */
+struct pool_config {
+	const char *name; /* as name_check(), 40 bytes at most, without '/' */
+	const char *dir;  /* absolute, real */
+};
+
 struct store_config {
 	const char *source_dir;	  /* absolute, real */
 	const char *store_dir;	  /* NULL: SOURCE/.vmsnapfs */
@@ -37,6 +43,9 @@ struct store_config {
 	const char *mountpoint; /* absolute, real; NULL: none. Never read from */
 	bool allow_devices;
 	size_t index_bytes; /* bounds the collapsed index; 0: the default */
+	const struct pool_config *pools;
+	size_t nr_pools;
+	bool clone_full; /* what clones are where it isn't said: copies that depend on nothing */
 	bool read_only; /* don't make a store; one that is there is only looked at, without its lock */
 	struct log_sink log;
 };
@@ -144,6 +153,51 @@ void disk_hint_source(struct disk_file *to, struct disk_file *from);
 /* A new clone of a snapshot, or of the VM's state now when SNAPSHOT is NULL (managed VMs only: -EROFS else). UID and GID own it. */
 int store_clone(struct store *store, struct vm *from, const struct vm_snapshot *snapshot, const char *name, uid_t uid,
 		gid_t gid, struct vm **ret, struct reason *why);
+
+enum clone_mode {
+	CLONE_AS_MOUNTED, /* store_config.clone_full says */
+	CLONE_THIN,	  /* an overlay over the frozen chain */
+	CLONE_FULL,	  /* usable at once as the same, until a job has made it depend on nothing */
+};
+enum disk_allocation { ALLOCATION_SPARSE, ALLOCATION_FULL };
+
+/* What a disk of a clone is to be. All zeros: as it comes. */
+struct disk_spec {
+	const char *disk; /* target, file name or layer's UUID of the source's disk */
+	bool left_out;	  /* the clone has no such disk */
+	enum clone_mode mode;
+	enum image_format format; /* IMAGE_PROBE: not said: that of VOLUME's ending, else qcow2. IMAGE_RAW is CLONE_FULL: -EINVAL with CLONE_THIN */
+	enum disk_allocation allocation; /* ALLOCATION_FULL is CLONE_FULL too */
+	const char *pool;    /* name; NULL: the store's own directory. -ENOENT: there is none */
+	const char *volume;  /* file name in the pool; NULL: made from the clone's and the disk's name. -EEXIST; a block device is taken as it is, -EBUSY where
+			      * it is in use, -ENOSPC where it is too small. -EINVAL: its ending says another format */
+	uint64_t capacity;   /* bytes, rounded up to sectors; 0: as the source has. Larger: zeros at the end */
+	bool shrink;	     /* it may be smaller than the source: else -EINVAL */
+	const char *target;  /* new name on its bus; NULL: the same. -EEXIST, -EINVAL */
+	const char *bus;     /* libvirt's word ("virtio", "scsi", "sata", …); NULL: the same */
+	mode_t mode_bits;    /* of the file, 0: 0600 */
+	bool renew_serial;   /* <serial> and <wwn> become new ones */
+};
+struct clone_spec {
+	const char *name; /* NULL: copy_of_NAME, copy_of_NAME_2, … */
+	uid_t uid;
+	gid_t gid;
+	struct disk_spec all; /* holds for each disk where its own row doesn't say otherwise (a member that is zero says nothing) */
+	const struct disk_spec *disks;
+	size_t nr_disks;
+	bool only_listed;   /* disks that aren't in `disks` are left out */
+	const char *domain; /* a <domain> instead of the source's configuration, given this clone's identity; NULL: the source's */
+	size_t domain_len;
+};
+/* As store_clone(), in the way SPEC says. */
+int store_clone_with(struct store *store, struct vm *from, const struct vm_snapshot *snapshot, const struct clone_spec *spec,
+		     struct vm **ret, struct reason *why);
+/* A volume in a pool (SPEC->pool, SPEC->volume: its name) that holds what a snapshot's disk does; thin ones are overlays over it. UID and GID own it. */
+int store_clone_volume(struct store *store, struct vm *from, const struct vm_snapshot *snapshot, const struct disk_spec *spec, uid_t uid,
+		       gid_t gid, struct reason *why);
+/* Has the chains of these disks (none: of all), now and in snapshots, made to depend on nothing but this VM's own layers, in the background. */
+int store_flatten(struct store *store, struct vm *vm, const char *const *disks, size_t nr_disks, struct reason *why);
+
 /* An empty VM in clones/. */
 int store_create(struct store *store, const char *name, uid_t uid, gid_t gid, struct vm **ret, struct reason *why);
 /* -EBUSY: a disk is open; -ENOTEMPTY: it has snapshots. */

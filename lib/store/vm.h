@@ -16,7 +16,9 @@
 #include "block/view.h"
 
 enum vm_kind { VM_FOUND_LIBVIRT, VM_FOUND_BARE, VM_MANAGED };
-enum vm_place { PLACE_VMS, PLACE_CLONES };
+/* A pool is a managed VM without a configuration, named like the pool, whose disks are the volumes: those that were made here, and (without a layer)
+ * those that were found in its directory. */
+enum vm_place { PLACE_VMS, PLACE_CLONES, PLACE_POOLS };
 
 #define VM_ID_BITS	 26
 #define SNAPSHOT_ID_BITS 20
@@ -36,6 +38,10 @@ struct vm_disk {
 	char *pending_snapshot;
 	char *pending_base; /* file name in STORE/layers that the job makes; the layer's header names it already */
 	char *pending_row;  /* the snapshot's row in the image when it was cloned: see pending_row_of() */
+	/* Managed heads only: what a job is to make of it. */
+	bool full;	  /* depend on nothing but this VM's own layers */
+	bool preallocate; /* with all its space allocated, once it does */
+	char *full_base;  /* become this raw file, named like a layer; NULL: stay what it is */
 	bool shareable;	    /* other VMs write to it too: not cloned */
 	int error;	/* 0, or why it can't be served: a negative errno, the reason in error_text */
 	char *error_text;

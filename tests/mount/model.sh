@@ -7,9 +7,11 @@ need qemu-img
 
 echo "seed $SEED"
 mkdir src mnt
-"$BUILD/tools/snapmodel" "$VMSNAPFS" "$PWD/src" "$PWD/mnt" "$SEED" "${NR_STEPS:-5000}" || {
-	tail -n 20 mnt.log
-	fail "seed $SEED"
+# What went wrong comes last, after the daemon's many lines.
+"$BUILD/tools/snapmodel" "$VMSNAPFS" "$PWD/src" "$PWD/mnt" "$SEED" "${NR_STEPS:-5000}" > steps || {
+	cat steps
+	fail "$(tail -n 1 steps)"
 }
+tail -n 1 steps
 findmnt -rn | grep -F "$PWD/mnt " && fail "dead mounts are left below the live one"
 true
