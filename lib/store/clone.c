@@ -73,12 +73,13 @@ static int add_over_view(struct cloning *c, const struct vm_disk *from, struct v
 		return err;
 	struct overlay_spec spec = {.virtual_size = view_virtual_size(view)};
 	if (!frozen->snapshot) {
-		err = layer_backing_name(c->store, frozen->path, &backing, why);
+		err = layer_backing_name(c->store, "", frozen->path, &backing, why);
 		spec.backing_name = backing;
 		spec.backing_format = frozen->format;
 	}
+	char layer[LAYER_NAME_MAX];
 	if (!err)
-		err = add_disk(c, from, &spec, layer_of_path(c->store, frozen->path), frozen->snapshot ? frozen : NULL, why);
+		err = add_disk(c, from, &spec, layer_of_path(c->store, frozen->path, layer) ? layer : NULL, frozen->snapshot ? frozen : NULL, why);
 	frozen_put(frozen);
 	return err;
 }
@@ -150,9 +151,8 @@ static int clone_heads(struct cloning *c, const struct vm *now, const struct fro
 					    from->error_text ? from->error_text : strerror(-from->error));
 			continue;
 		}
-		struct overlay_spec spec = {.virtual_size = frozen[i].virtual_size, .backing_format = IMAGE_QCOW2};
+		struct overlay_spec spec = {.virtual_size = frozen[i].virtual_size};
 		const char *beneath = *frozen[i].layer ? frozen[i].layer : NULL;
-		spec.backing_name = beneath;
 		int err = add_disk(c, from, &spec, beneath, NULL, why);
 		if (err)
 			return err;
@@ -193,8 +193,9 @@ static int finish(struct cloning *c, struct vm **ret, struct reason *why)
 	if (!err)
 		err = managed_adopt_config(c->store, c->next, text, len, &c->next->config, &nvram, why);
 	/* Layers are stable under their names before a vm.xml names them. */
-	if (!err && c->nr_layers && (err = dir_sync(c->store->layers_fd)))
-		reason_set(why, err, "%s: %s", c->store->layers_dir, strerror(-err));
+	for (size_t i = 0; !err && i < c->nr_layers; i++)
+		if (!i || !layers_share_dir(c->layers[i], c->layers[i - 1]))
+			err = layer_sync_dir(c->store, c->layers[i], why);
 	return err ? err : managed_add(c->store, take_ptr(c->next), nvram, ret, why);
 }
 

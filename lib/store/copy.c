@@ -73,8 +73,9 @@ static int adopt_file(struct store *store, struct open_head *oh, const struct fr
 		      struct reason *why)
 {
 	auto_free char *backing = NULL;
-	const char *layer = layer_of_path(store, from->path);
-	int err = layer_backing_name(store, from->path, &backing, why);
+	char layer_name[LAYER_NAME_MAX];
+	const char *layer = layer_of_path(store, from->path, layer_name) ? layer_name : NULL;
+	int err = layer_backing_name(store, oh->layer, from->path, &backing, why);
 	/* Its last user may be removing it just now. */
 	if (!err && layer)
 		err = layers_pin(store, layer);

@@ -95,7 +95,7 @@ static int commit_disk(struct store *store, struct entry *entry, const struct vm
 		       struct open_head **ret, struct reason *why)
 {
 	struct vm *next = NULL;
-	int err = dir_sync(store->layers_fd);
+	int err = layer_sync_dir(store, layer, why);
 	if (!err)
 		err = with_disk(store, now, file_name, layer, &next);
 	if (!err)
@@ -112,7 +112,7 @@ static int commit_disk(struct store *store, struct entry *entry, const struct vm
 static int create_locked(struct store *store, struct entry *entry, const struct vm *now, const char *file_name,
 			 const struct layer_owner *owner, struct open_head **ret, struct reason *why)
 {
-	char layer[LAYER_NAME_MAX];
+	char layer[LAYER_NAME_MAX] = "";
 	if (find_disk(now, file_name) >= 0)
 		return reason_set(why, -EEXIST, "%s exists", file_name);
 	if (now->nr_disks >= MAX_DISKS)
@@ -197,6 +197,12 @@ int disk_rename(struct store *store, struct vm *vm, const char *old_name, const 
 	return err;
 }
 
+static int chmod_layer(struct store *store, const char *layer, mode_t mode)
+{
+	const struct layer_place at = layer_place(store, layer);
+	return fchmodat(at.dirfd, at.name, mode, 0) < 0 ? -errno : 0;
+}
+
 int disk_chmod(struct store *store, struct vm *vm, const char *file_name, mode_t mode)
 {
 	struct entry *entry = NULL;
@@ -207,8 +213,8 @@ int disk_chmod(struct store *store, struct vm *vm, const char *file_name, mode_t
 	int i = find_disk(now, file_name);
 	if (i < 0)
 		err = -ENOENT;
-	else if (fchmodat(store->layers_fd, now->disks[i].layer, (mode & 0777) | 0600, 0) < 0)
-		err = -errno;
+	else
+		err = chmod_layer(store, now->disks[i].layer, (mode & 0777) | 0600);
 	managed_end(entry, now);
 	return err;
 }

@@ -57,8 +57,7 @@ static int settle_item(struct freezing *f, struct freeze_item *item, struct reas
 	const struct vm_disk *disk = disk_of(f, item);
 	if (disk->error)
 		return reason_set(why, disk->error, "%s", disk->error_text ? disk->error_text : strerror(-disk->error));
-	auto_free char *path = layer_path(f->store, disk->layer);
-	int err = path ? overlay_settle(f->store->layers_fd, disk->layer, path, &item->facts, why) : -ENOMEM;
+	int err = layer_settle(f->store, disk->layer, &item->facts, why);
 	if (!err)
 		f->nr_items++;
 	return err;
@@ -121,8 +120,7 @@ static int make_overlay(struct freezing *f, struct freeze_item *item, struct rea
 	if (blank && !f->spec->blanks_too)
 		return 0;
 	snprintf(frozen->layer, sizeof frozen->layer, "%s", disk_of(f, item)->layer);
-	struct overlay_spec spec = {
-		.virtual_size = frozen->virtual_size, .backing_name = frozen->layer, .backing_format = IMAGE_QCOW2};
+	struct overlay_spec spec = {.virtual_size = frozen->virtual_size};
 	err = layer_create(f->store, &spec, frozen->layer, &frozen->owner, item->fresh, why);
 	if (err)
 		*item->fresh = '\0';
@@ -132,14 +130,19 @@ static int make_overlay(struct freezing *f, struct freeze_item *item, struct rea
 /* Step 3. */
 static int make_overlays(struct freezing *f, struct reason *why)
 {
-	bool any = false;
-	for (size_t i = 0; i < f->nr_items; i++) {
-		int err = make_overlay(f, &f->items[i], why);
-		if (err)
-			return err;
-		any |= *f->items[i].fresh != '\0';
+	const char *last = NULL;
+	int err = 0;
+	for (size_t i = 0; !err && i < f->nr_items; i++)
+		err = make_overlay(f, &f->items[i], why);
+	/* Each directory once: mostly there is one. */
+	for (size_t i = 0; !err && i < f->nr_items; i++) {
+		const char *fresh = f->items[i].fresh;
+		if (!*fresh || (last && layers_share_dir(last, fresh)))
+			continue;
+		err = layer_sync_dir(f->store, fresh, why);
+		last = fresh;
 	}
-	return any ? dir_sync(f->store->layers_fd) : 0;
+	return err;
 }
 
 /* Step 4. */
@@ -176,6 +179,7 @@ static int commit(struct freezing *f, struct reason *why)
 		any = true;
 		free(disk->path);
 		disk->path = layer_path(f->store, f->items[i].fresh);
+		disk->format = IMAGE_QCOW2;
 		if (!disk->path || text_set(&disk->layer, f->items[i].fresh)) {
 			vm_put(next);
 			return -ENOMEM;
@@ -201,7 +205,7 @@ static int reopen(struct freezing *f, struct freeze_item *item, struct reason *w
 	auto_free char *path = layer_path(f->store, old);
 	if (!path || strcmp(disk_of(f, item)->layer, item->fresh) != 0)
 		return head_reattach(f->store, item->oh, disk_of(f, item), why);
-	const struct disk_source top = {path, IMAGE_QCOW2, NULL};
+	const struct disk_source top = {path, layer_format(old), NULL};
 	struct view *beneath = NULL;
 	int err = view_open_over(f->store->images, &top, item->below, &beneath, why);
 	if (!err)

@@ -79,7 +79,7 @@ int beneath_open(struct store *store, const struct vm_disk *disk, struct view **
 	struct image *image = NULL;
 	struct view *beneath = NULL;
 	pthread_rwlock_rdlock(&store->layout);
-	int err = image_open(store->images, store->layers_dir, disk->layer, IMAGE_QCOW2, &image, why);
+	int err = layer_open_image(store, disk->layer, &image, why);
 	bool pending = !err && names_pending_base(disk, image);
 	if (!err && !pending)
 		err = view_open_backing(store->images, image, &beneath, why);
@@ -111,7 +111,8 @@ int head_attach(struct store *store, struct open_head *oh, const char *layer, st
 	int err = path ? head_relock(oh, beneath, why) : -ENOMEM;
 	if (err)
 		return err;
-	err = head_open(store->layers_fd, layer, path, beneath, &oh->head, why);
+	const struct layer_place at = layer_place(store, layer);
+	err = head_open(at.dirfd, at.name, path, beneath, &oh->head, why);
 	if (err) {
 		oh->lost_err = err;
 		head_relock(oh, NULL, NULL);
@@ -295,8 +296,9 @@ void heads_removed(struct store *store, const struct entry *entry)
 static bool passes_through(struct store *store, const struct view *view, char (*names)[LAYER_NAME_MAX], size_t nr)
 {
 	for (size_t i = 0; view && i < view_depth(view); i++) {
-		const char *layer = layer_of_path(store, image_path(view_layer(view, i)));
-		for (size_t n = 0; layer && n < nr; n++)
+		char layer[LAYER_NAME_MAX];
+		bool is_layer = layer_of_path(store, image_path(view_layer(view, i)), layer);
+		for (size_t n = 0; is_layer && n < nr; n++)
 			if (strcmp(layer, names[n]) == 0)
 				return true;
 	}

@@ -8,7 +8,6 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include <uuid/uuid.h>
 
 #include "base/file.h"
 #include "base/mem.h"
@@ -19,108 +18,7 @@
 #include "store/store_internal.h"
 #include "store/vm_make.h"
 
-#define BACKING_NAME_MAX 1023 /* qcow2 specification, "backing_file_size" */
-#define UUID_TEXT_LEN	 36
-#define BUCKETS_MIN	 256u /* of the table; a power of two */
-
-/* --- names ---------------------------------------------------------------------------------------------------- */
-
-void layer_name_new(char name[LAYER_NAME_MAX], const char *ending)
-{
-	uuid_t uuid;
-	uuid_generate(uuid);
-	uuid_unparse_lower(uuid, name);
-	strcat(name, ending);
-}
-
-/* The length of the UUID that NAME begins with, 0 where it doesn't. */
-static size_t uuid_len(const char *name)
-{
-	char text[UUID_TEXT_LEN + 1];
-	uuid_t uuid;
-	if (strlen(name) < UUID_TEXT_LEN)
-		return 0;
-	memcpy(text, name, UUID_TEXT_LEN);
-	text[UUID_TEXT_LEN] = '\0';
-	return uuid_parse(text, uuid) == 0 ? UUID_TEXT_LEN : 0;
-}
-
-bool layer_name_is_valid(const char *name)
-{
-	size_t len = uuid_len(name);
-	return len && (strcmp(name + len, ".qcow2") == 0 || strcmp(name + len, ".raw") == 0);
-}
-
-char *layer_path(struct store *store, const char *name)
-{
-	char *path = NULL;
-	return asprintf(&path, "%s/%s", store->layers_dir, name) < 0 ? NULL : path;
-}
-
-/* What of PATH comes after DIR and the slash; NULL when it isn't below. */
-static const char *path_below(const char *path, const char *dir)
-{
-	size_t len = strlen(dir);
-	if (len && dir[len - 1] == '/')
-		len--;
-	return strncmp(path, dir, len) == 0 && path[len] == '/' ? path + len + 1 : NULL;
-}
-
-const char *layer_of_path(struct store *store, const char *real_path)
-{
-	const char *name = store->layers_dir ? path_below(real_path, store->layers_dir) : NULL;
-	return name && layer_name_is_valid(name) ? name : NULL;
-}
-
-/* TO as seen from the directory FROM_DIR; both absolute and real. */
-static int relative_path(const char *from_dir, const char *to, char **ret)
-{
-	size_t common = 0; /* up to and with the last slash that both have */
-	size_t i = 0;
-	for (; from_dir[i] && from_dir[i] == to[i]; i++)
-		if (to[i] == '/')
-			common = i + 1;
-	if (!from_dir[i] && to[i] == '/')
-		common = i + 1;
-	struct strbuf b = {0};
-	if (common <= strlen(from_dir)) {
-		strbuf_addf(&b, "../");
-		for (const char *p = from_dir + common; *p; p++)
-			if (*p == '/')
-				strbuf_addf(&b, "../");
-	}
-	strbuf_addf(&b, "%s", to + common);
-	return strbuf_take(&b, ret, NULL);
-}
-
-/* Whether FILE moves along when the tree that holds the store is moved. */
-static bool moves_with_store(struct store *store, const char *real_path)
-{
-	auto_free char *parent = strdup(store->store_dir);
-	if (!parent)
-		return false;
-	char *slash = strrchr(parent, '/');
-	if (slash)
-		*slash = '\0';
-	bool source_holds_store = path_below(store->store_dir, store->source_dir);
-	return path_below(real_path, store->store_dir) || (*parent && path_below(real_path, parent)) ||
-	       (source_holds_store && path_below(real_path, store->source_dir));
-}
-
-int layer_backing_name(struct store *store, const char *real_path, char **ret, struct reason *why)
-{
-	auto_free char *name = NULL;
-	int err = 0;
-	if (moves_with_store(store, real_path))
-		err = relative_path(store->layers_dir, real_path, &name);
-	else if (!(name = strdup(real_path)))
-		err = -ENOMEM;
-	if (!err && strlen(name) > BACKING_NAME_MAX)
-		err = reason_set(why, -ENAMETOOLONG, "%s: too long for the header of a qcow2 file (%d bytes)", name, BACKING_NAME_MAX);
-	if (!err)
-		*ret = take_ptr(name);
-	return err;
-}
+#define BUCKETS_MIN 256u /* of the table; a power of two */
 
 /* --- the table -------------------------------------------------------------------------------------------------- */
 
@@ -201,7 +99,7 @@ static bool is_usable(const struct layer_row *row)
 static bool can_lie_over_locked(const struct layers *layers, const char *beneath)
 {
 	const struct layer_row *row = beneath ? layer_row_find_locked(layers, beneath) : NULL;
-	return !beneath || (row ? is_usable(row) : layers->unknown || strstr(beneath, ".raw"));
+	return !beneath || (row ? is_usable(row) : layers->unknown || layer_format(beneath) == IMAGE_RAW);
 }
 
 int layers_add(struct store *store, const char *name, const char *beneath)
@@ -258,31 +156,52 @@ void layers_done(struct layers *layers)
 	*layers = (struct layers){0};
 }
 
+/* How a header in the directory of NAME says that it lies over BENEATH. */
+static int name_beneath(struct store *store, const char *name, const char *beneath, struct overlay_spec *spec, char **ret_backing,
+			struct reason *why)
+{
+	auto_free char *path = layer_path(store, beneath);
+	int err = path ? layer_backing_name(store, name, path, ret_backing, why) : -ENOMEM;
+	spec->backing_name = *ret_backing;
+	spec->backing_format = layer_format(beneath);
+	return err;
+}
+
 int layer_create(struct store *store, const struct overlay_spec *spec, const char *beneath, const struct layer_owner *owner,
 		 char name[LAYER_NAME_MAX], struct reason *why)
 {
-	layer_name_new(name, ".qcow2");
+	auto_free char *backing = NULL;
+	struct overlay_spec overlay = *spec;
+	int err = 0;
+	if (!*name)
+		layer_name_beside(name, beneath ? beneath : "", ".qcow2");
+	if (beneath && !spec->backing_name)
+		err = name_beneath(store, name, beneath, &overlay, &backing, why);
+	struct layer_place at = layer_place(store, name);
+	if (err)
+		return err;
 	/* In the table first: a sweep must not take the file for the rest of something. */
-	int err = layers_add(store, name, beneath);
+	err = layers_add(store, name, beneath);
 	if (err == -ESTALE)
 		return reason_set(why, err, "what it should lie over has been deleted");
 	if (err)
 		return err;
-	err = overlay_create(store->layers_fd, name, spec, (owner->mode & 0777) | 0600);
+	err = overlay_create(at.dirfd, at.name, &overlay, (owner->mode & 0777) | 0600);
 	if (err) {
 		layers_forget(store, name);
-		return reason_set(why, err, "%s/%s: %s", store->layers_dir, name, strerror(-err));
+		return reason_set(why, err, "%s/%s: %s", at.dir, at.name, strerror(-err));
 	}
 	/* Fails where we aren't root: then all is ours. */
 	if ((owner->uid != geteuid() || owner->gid != getegid()) &&
-	    fchownat(store->layers_fd, name, owner->uid, owner->gid, AT_SYMLINK_NOFOLLOW) < 0 && errno != EPERM)
-		store_event(store, NULL, "%s/%s: can't be given to user %u: %s", store->layers_dir, name, owner->uid, strerror(errno));
+	    fchownat(at.dirfd, at.name, owner->uid, owner->gid, AT_SYMLINK_NOFOLLOW) < 0 && errno != EPERM)
+		store_event(store, NULL, "%s/%s: can't be given to user %u: %s", at.dir, at.name, owner->uid, strerror(errno));
 	return 0;
 }
 
 void layer_abandon(struct store *store, const char *name)
 {
-	unlinkat(store->layers_fd, name, 0);
+	struct layer_place at = layer_place(store, name);
+	unlinkat(at.dirfd, at.name, 0);
 	layers_forget(store, name);
 }
 
@@ -292,6 +211,32 @@ void layer_drop(struct store *store, const char *name, bool tried)
 		layers_forget(store, name);
 	else
 		layer_abandon(store, name);
+}
+
+int layer_sync_dir(struct store *store, const char *name, struct reason *why)
+{
+	struct layer_place at = layer_place(store, name);
+	int err = dir_sync(at.dirfd);
+	return err ? reason_set(why, err, "%s: %s", at.dir, strerror(-err)) : 0;
+}
+
+int layer_settle(struct store *store, const char *name, struct overlay_facts *ret, struct reason *why)
+{
+	struct layer_place at = layer_place(store, name);
+	auto_free char *path = layer_path(store, name);
+	return path ? overlay_settle(at.dirfd, at.name, path, ret, why) : -ENOMEM;
+}
+
+int layer_allocated(struct store *store, const char *name, uint64_t *ret_bytes)
+{
+	struct layer_place at = layer_place(store, name);
+	return overlay_allocated(at.dirfd, at.name, ret_bytes);
+}
+
+int layer_open_image(struct store *store, const char *name, struct image **ret, struct reason *why)
+{
+	struct layer_place at = layer_place(store, name);
+	return image_open(store->images, at.dir, at.name, layer_format(name), ret, why);
 }
 
 int layers_open_view(struct store *store, const struct disk_source *source, struct view **ret, struct reason *why)
@@ -306,7 +251,7 @@ int layers_open_beneath(struct store *store, const char *name, struct view **ret
 {
 	struct image *image = NULL;
 	pthread_rwlock_rdlock(&store->layout);
-	int err = image_open(store->images, store->layers_dir, name, IMAGE_QCOW2, &image, why);
+	int err = layer_open_image(store, name, &image, why);
 	if (!err) {
 		err = view_open_backing(store->images, image, ret, why);
 		image_put(image);
@@ -416,8 +361,10 @@ void layers_unlink_unneeded(struct store *store)
 		nr = take_unneeded_locked(&store->layers, &unneeded);
 	}
 	pthread_mutex_unlock(&store->lock);
-	for (size_t i = 0; i < nr; i++)
-		unlinkat(store->layers_fd, unneeded[i], 0);
+	for (size_t i = 0; i < nr; i++) {
+		struct layer_place at = layer_place(store, unneeded[i]);
+		unlinkat(at.dirfd, at.name, 0);
+	}
 	if (nr) {
 		flats_trim(store->flats);
 		image_cache_trim(store->images);
@@ -436,17 +383,17 @@ void layers_sweep(struct store *store)
 static int read_beneath(struct store *store, const char *name, char beneath[LAYER_NAME_MAX], struct reason *why)
 {
 	struct image *image = NULL;
-	enum image_format format = strstr(name, ".raw") ? IMAGE_RAW : IMAGE_QCOW2;
-	int err = image_open(store->images, store->layers_dir, name, format, &image, why);
+	int err = layer_open_image(store, name, &image, why);
 	if (err)
 		return err;
 	const char *backing = image_backing_name(image);
 	auto_free char *real = NULL;
 	*beneath = '\0';
-	if (backing && layer_name_is_valid(backing))
+	if (backing && !strchr(name, '/') && !strchr(backing, '/') && layer_name_is_valid(backing)) /* it needn't be there yet */
 		snprintf(beneath, LAYER_NAME_MAX, "%s", backing);
-	else if (backing && trust_resolve(store->trust, store->layers_dir, backing, &real, NULL) == 0 && layer_of_path(store, real))
-		snprintf(beneath, LAYER_NAME_MAX, "%s", layer_of_path(store, real));
+	else if (backing && trust_resolve(store->trust, layer_place(store, name).dir, backing, &real, NULL) == 0 &&
+		 !layer_of_path(store, real, beneath))
+		*beneath = '\0';
 	image_put(image);
 	return 0;
 }
@@ -477,7 +424,7 @@ static int load_chain(struct store *store, const char *name, struct reason *why)
 	}
 	/* One that was in the table before can't lead back to these. */
 	if (*next && is_in_chain(&store->layers, name, nr, next))
-		return reason_set(why, -EUCLEAN, "%s/%s: its backing chain comes back to %s", store->layers_dir, name, next);
+		return reason_set(why, -EUCLEAN, "%s: its backing chain comes back to %s", name, next);
 	return 0;
 }
 
@@ -488,7 +435,7 @@ static int load_pending(struct store *store, const struct vm_disk *disk, struct 
 	int err = layer_row_find_locked(&store->layers, disk->layer) ? 0 : read_beneath(store, disk->layer, beneath, why);
 	if (!err)
 		err = row_add_locked(&store->layers, disk->layer, disk->pending_base, 0);
-	if (!err && faccessat(store->layers_fd, disk->pending_base, F_OK, AT_SYMLINK_NOFOLLOW) == 0)
+	if (!err && faccessat(layer_place(store, disk->pending_base).dirfd, layer_place(store, disk->pending_base).name, F_OK, AT_SYMLINK_NOFOLLOW) == 0)
 		err = row_add_locked(&store->layers, disk->pending_base, NULL, 0);
 	return err;
 }
@@ -526,15 +473,7 @@ int layers_load(struct store *store, struct reason *why)
 
 static bool is_leftover(struct store *store, const char *name)
 {
-	char layer[LAYER_NAME_MAX];
-	size_t len = uuid_len(name);
-	if (!len)
-		len = *name == '.' ? uuid_len(name + 1) : 0; /* temporary names */
-	if (!len || strlen(name) >= sizeof layer)
-		return false;
-	if (strcmp(name + len, ".raw.part") == 0)
-		return true;
-	return *name == '.' || (layer_name_is_valid(name) && !layer_row_find_locked(&store->layers, name));
+	return layer_is_leftover_name(name) && !layer_row_find_locked(&store->layers, name);
 }
 
 void layers_clear_leftovers(struct store *store)

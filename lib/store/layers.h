@@ -19,7 +19,7 @@
 struct store;
 struct vm;
 
-#define LAYER_NAME_MAX 48 /* UUID, ending, NUL */
+#define LAYER_NAME_MAX 256 /* "UUID.qcow2", or "POOL/FILE" */
 
 struct layer_row {
 	struct layer_row *next; /* in its bucket */
@@ -47,11 +47,43 @@ struct layers {
 	uint64_t nr_merges; /* that have changed chains */
 };
 
-/* A new name: UUID and ENDING (".qcow2", ".raw"). */
-void layer_name_new(char name[LAYER_NAME_MAX], const char *ending);
+/* --- layer_names.c ------------------------------------------------------------------------------------------------- */
 
-/* Whether NAME is one that layer_name_new() could have made. */
+/* A new name: UUID and ENDING (".qcow2", ".raw"). */
+void layer_name_new(char *name, const char *ending);
+/* The same in the directory that OTHER is in. */
+void layer_name_beside(char name[LAYER_NAME_MAX], const char *other, const char *ending);
+/* A file name for what is about to be called NAME, in its directory. */
+void layer_temporary_name(char temporary[LAYER_NAME_MAX + 8], const char *name);
+
+/* Whether NAME is one that layer_name_new() could have made, or a file's in a pool. */
 bool layer_name_is_valid(const char *name);
+/* Whether a file in STORE/layers is one of ours, which goes when no layer of the table has its name. */
+bool layer_is_leftover_name(const char *name);
+
+/* IMAGE_QCOW2, or IMAGE_RAW: the ending says it. */
+enum image_format layer_format(const char *name);
+
+/* Where a layer's file lies: NAME in DIRFD (-1: its pool isn't there), which is the directory DIR. Borrowed. */
+struct layer_place {
+	int dirfd;
+	const char *name;
+	const char *dir;
+};
+struct layer_place layer_place(const struct store *store, const char *name);
+bool layers_share_dir(const char *a, const char *b);
+
+/* The path of the layer NAME; the caller frees. NULL: memory is out. */
+char *layer_path(const struct store *store, const char *name);
+
+/* Whether REAL_PATH is a layer; its NAME then. */
+bool layer_of_path(const struct store *store, const char *real_path, char name[LAYER_NAME_MAX]);
+
+/* How the header of LAYER names the file REAL_PATH: relatively where both lie in one directory or move together (both below SOURCE, or below the directory
+ * that holds the store), else absolutely. The caller frees. -ENAMETOOLONG: longer than qcow2 allows. */
+int layer_backing_name(struct store *store, const char *layer, const char *real_path, char **ret, struct reason *why);
+
+/* --- layers.c --------------------------------------------------------------------------------------------------------- */
 
 /* Enters a layer into the table, pinned; BENEATH NULL: no layer of the store. -ESTALE: BENEATH has gone, or is about to. */
 int layers_add(struct store *store, const char *name, const char *beneath);
@@ -67,10 +99,17 @@ struct layer_owner {
 	gid_t gid;
 };
 
-/* Makes an overlay under a new name, pinned and stable (but for the directory). BENEATH: the layer of the store that
- * SPEC's backing file is, or NULL. */
+/* Makes an overlay, pinned and stable (but for the directory), under NAME, or, where that is "", under a new one beside BENEATH or in STORE/layers, which
+ * is put there. BENEATH: the layer of the store that SPEC's backing file is, or NULL. Where SPEC names no backing file, BENEATH is named. */
 int layer_create(struct store *store, const struct overlay_spec *spec, const char *beneath, const struct layer_owner *owner,
 		 char name[LAYER_NAME_MAX], struct reason *why);
+
+/* Makes the directory of a layer stable: what lies in it keeps its name. */
+int layer_sync_dir(struct store *store, const char *name, struct reason *why);
+/* overlay_settle() of a layer, overlay_allocated(), image_open(). */
+int layer_settle(struct store *store, const char *name, struct overlay_facts *ret, struct reason *why);
+int layer_allocated(struct store *store, const char *name, uint64_t *ret_bytes);
+int layer_open_image(struct store *store, const char *name, struct image **ret, struct reason *why);
 
 /* Takes the row out of the table; the file stays. */
 void layers_forget(struct store *store, const char *name);
@@ -81,20 +120,10 @@ void layer_abandon(struct store *store, const char *name);
  * the next start knows. */
 void layer_drop(struct store *store, const char *name, bool tried);
 
-/* How a header in STORE/layers names the file REAL_PATH: relatively where both move together (below SOURCE, or below the directory that
- * holds the store), else absolutely. The caller frees. -ENAMETOOLONG: longer than qcow2 allows. */
-int layer_backing_name(struct store *store, const char *real_path, char **ret, struct reason *why);
-
 /* view_open() of a chain that may go through layers of the store: a merge doesn't get in between. */
 int layers_open_view(struct store *store, const struct disk_source *source, struct view **ret, struct reason *why);
 /* What lies beneath the layer NAME, by its header; NULL: nothing. */
 int layers_open_beneath(struct store *store, const char *name, struct view **ret, struct reason *why);
-
-/* The name of the layer that REAL_PATH is (borrowed from it), NULL when it isn't one. */
-const char *layer_of_path(struct store *store, const char *real_path);
-
-/* The path of the layer NAME; the caller frees. NULL: memory is out. */
-char *layer_path(struct store *store, const char *name);
 
 /* Learns, at the start, what lies beneath the layers that the VMs use. */
 int layers_load(struct store *store, struct reason *why);

@@ -253,7 +253,7 @@ static int parse_pending(xmlNodePtr node, struct vm_disk *disk, struct reason *w
 	disk->pending_row = xml_attr(node, "row");
 	if (!disk->pending_path || *disk->pending_path != '/' || !disk->pending_snapshot || !disk->pending_row)
 		return bad(why, "<pending>");
-	if (!disk->pending_base || !layer_name_is_valid(disk->pending_base) || !strstr(disk->pending_base, ".raw"))
+	if (!disk->pending_base || !layer_name_is_valid(disk->pending_base) || layer_format(disk->pending_base) != IMAGE_RAW)
 		return bad(why, "base of <pending>");
 	if (!format || image_format_parse(format, &disk->pending_format) < 0)
 		return bad(why, "format of <pending>");
@@ -276,10 +276,10 @@ static int parse_disk(xmlNodePtr node, struct vm_disk **disks, size_t *nr_disks,
 	if (disk->target && (!wanted || strcmp(wanted, disk->target) != 0))
 		return bad(why, "target of <disk>");
 	auto_free char *format = xml_attr(node, "format");
-	if (!format || image_format_parse(format, &disk->format) < 0 || disk->format != IMAGE_QCOW2)
+	if (!format || image_format_parse(format, &disk->format) < 0 || (disk->format != IMAGE_QCOW2 && disk->format != IMAGE_RAW))
 		return bad(why, "format of <disk>");
 	disk->layer = xml_attr(node, "layer");
-	if (!disk->layer || !layer_name_is_valid(disk->layer) || !strstr(disk->layer, ".qcow2"))
+	if (!disk->layer || !layer_name_is_valid(disk->layer) || layer_format(disk->layer) != disk->format)
 		return bad(why, "layer of <disk>");
 	xmlNodePtr pending = xml_child(node, "pending");
 	return pending ? parse_pending(pending, disk, why) : 0;

@@ -18,7 +18,7 @@
 static int size_of(struct store *store, const char *name, uint64_t *ret, struct reason *why)
 {
 	struct image *image = NULL;
-	int err = image_open(store->images, store->layers_dir, name, IMAGE_QCOW2, &image, why);
+	int err = layer_open_image(store, name, &image, why);
 	if (!err)
 		*ret = image_virtual_size(image);
 	image_put(image);
@@ -33,7 +33,7 @@ static int choose(struct merge *m, struct reason *why)
 	m->into = 0;
 	for (size_t i = 0; !err && i < m->run.nr; i++) {
 		uint64_t bytes = 0, size = top_size;
-		err = overlay_allocated(m->store->layers_fd, m->run.names[i], &bytes);
+		err = layer_allocated(m->store, m->run.names[i], &bytes);
 		total += bytes;
 		if (!err && i)
 			err = size_of(m->store, m->run.names[i], &size, why);
@@ -58,7 +58,8 @@ static int merge_frozen(struct merge *m, struct reason *why)
 	int close_err = merge_close_dest(m);
 	if (err || close_err || !m->into)
 		return err ? err : close_err;
-	if (fstatat(m->store->layers_fd, m->run.names[0], &owner, AT_SYMLINK_NOFOLLOW) < 0)
+	const struct layer_place top = layer_place(m->store, m->run.names[0]);
+	if (fstatat(top.dirfd, top.name, &owner, AT_SYMLINK_NOFOLLOW) < 0)
 		return -errno;
 	return merge_take_place(m, &owner, why);
 }

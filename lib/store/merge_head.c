@@ -155,29 +155,31 @@ static int reopen(struct hold *h)
 /* TMP takes the head's name. *RET_UNSURE: not, but nobody knows what a power cut leaves. */
 static int take_name(struct merge *m, const char *tmp, const char *moved, bool *ret_unsure)
 {
-	int dirfd = m->store->layers_fd;
-	if (renameat(dirfd, tmp, dirfd, m->run.names[0]) < 0)
+	const struct layer_place top = layer_place(m->store, m->run.names[0]);
+	int dirfd = top.dirfd;
+	if (renameat(dirfd, tmp, dirfd, top.name) < 0)
 		return -errno;
 	int err = dir_sync(dirfd);
 	if (!err)
 		return 0;
 	/* What will be written to it would be lost with the name. So far, either file under that name shows the same. */
 	*ret_unsure = true;
-	return linkat(dirfd, moved, dirfd, tmp, 0) == 0 && renameat(dirfd, tmp, dirfd, m->run.names[0]) == 0 ? err : 0;
+	return linkat(dirfd, moved, dirfd, tmp, 0) == 0 && renameat(dirfd, tmp, dirfd, top.name) == 0 ? err : 0;
 }
 
 /* The head's file becomes MOVED, under which it is frozen, and a new overlay over that has the head's name. */
-static int put_over(struct hold *h, const struct overlay_spec *spec, const struct stat *owner, bool *ret_unsure)
+static int put_over(struct hold *h, const char *moved, const struct overlay_spec *spec, const struct stat *owner, bool *ret_unsure)
 {
 	struct merge *m = h->m;
-	int dirfd = m->store->layers_fd;
-	const char *moved = spec->backing_name;
+	const struct layer_place top = layer_place(m->store, m->run.names[0]);
+	int dirfd = top.dirfd;
+	const char *moved_file = spec->backing_name;
 	char tmp[LAYER_NAME_MAX + 8];
-	snprintf(tmp, sizeof tmp, ".%s.m", m->run.names[0]);
+	layer_temporary_name(tmp, top.name);
 	unlinkat(dirfd, tmp, 0);
-	int err = linkat(dirfd, m->run.names[0], dirfd, moved, 0) < 0 ? -errno : overlay_create(dirfd, tmp, spec, 0600);
+	int err = linkat(dirfd, top.name, dirfd, moved_file, 0) < 0 ? -errno : overlay_create(dirfd, tmp, spec, 0600);
 	if (!err)
-		err = merge_look_like(m, tmp, owner);
+		err = merge_look_like(dirfd, tmp, owner);
 	/* What is beneath is stable before it is named, and the head written back. */
 	if (!err)
 		err = dir_sync(dirfd);
@@ -185,7 +187,7 @@ static int put_over(struct hold *h, const struct overlay_spec *spec, const struc
 		err = head_detach(h->oh);
 	pthread_rwlock_wrlock(&m->store->layout);
 	if (!err)
-		err = take_name(m, tmp, moved, ret_unsure);
+		err = take_name(m, tmp, moved_file, ret_unsure);
 	if (!err)
 		layers_grow_run(m->store, &m->run, moved);
 	pthread_rwlock_unlock(&m->store->layout);
@@ -204,15 +206,16 @@ static int restack(struct hold *h, struct reason *why)
 	bool unsure = false;
 	head_stat(h->oh->head, &owner);
 	struct overlay_spec spec = {
-		.virtual_size = (head_virtual_size(h->oh->head) + 511) & ~511ull, .backing_name = moved, .backing_format = IMAGE_QCOW2};
-	layer_name_new(moved, ".qcow2");
+		.virtual_size = (head_virtual_size(h->oh->head) + 511) & ~511ull, .backing_format = IMAGE_QCOW2};
+	layer_name_beside(moved, m->run.names[0], ".qcow2");
+	spec.backing_name = layer_place(m->store, moved).name; /* in the same directory */
 	/* All that may fail comes before the names change: what can be read from the files, the table must know. */
 	int err = layers_reserve_run(&m->run);
 	if (!err)
 		err = layers_add(m->store, moved, NULL);
 	if (err)
 		return err;
-	err = put_over(h, &spec, &owner, &unsure);
+	err = put_over(h, moved, &spec, &owner, &unsure);
 	if (!err) {
 		m->into++;
 		image_cache_forget(m->store->images, owner.st_dev, owner.st_ino); /* known by the name it had */
@@ -221,7 +224,7 @@ static int restack(struct hold *h, struct reason *why)
 	layer_drop(m->store, moved, unsure);
 	if (!h->oh->head)
 		reopen(h);
-	return reason_set(why, err, "%s/%s: a new overlay over it: %s", m->store->layers_dir, m->run.names[0], strerror(-err));
+	return reason_set(why, err, "%s: a new overlay over it: %s", m->run.names[0], strerror(-err));
 }
 
 /* The gate is closed, the head is closed and has nothing that isn't in the destination, or is what restack() has just made. */
@@ -230,15 +233,12 @@ static int finish_closed(struct hold *h, bool rest, const struct stat *owner, st
 	struct merge *m = h->m;
 	struct overlay_facts facts;
 	const char *name = m->run.names[m->into];
-	auto_free char *path = layer_path(m->store, name);
 	int err = rest ? merge_push(m, 1, 1, why) : 0;
 	int close_err = merge_close_dest(m);
-	if (!path)
-		return -ENOMEM;
 	if (err || close_err)
 		return err ? err : close_err;
 	/* Who has it open now would keep us from opening it as the head. */
-	err = overlay_settle(m->store->layers_fd, name, path, &facts, why);
+	err = layer_settle(m->store, name, &facts, why);
 	return err ? err : merge_take_place(m, owner, why);
 }
 
@@ -255,7 +255,7 @@ static int step_closed(struct hold *h, unsigned round, bool *ret_done, struct re
 	struct stat owner;
 	head_stat(h->oh->head, &owner);
 	bool untouched = head_is_untouched(h->oh->head);
-	int err = untouched ? 0 : overlay_allocated(m->store->layers_fd, m->run.names[0], &rest);
+	int err = untouched ? 0 : layer_allocated(m->store, m->run.names[0], &rest);
 	if (!err)
 		err = untouched ? head_detach(h->oh) : restack(h, why);
 	if (err && h->oh->head)

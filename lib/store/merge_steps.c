@@ -33,8 +33,9 @@ int merge_open_dest(struct merge *m, struct reason *why)
 	struct store *store = m->store;
 	const char *name = m->run.names[m->into];
 	auto_free char *path = layer_path(store, name);
+	const struct layer_place at = layer_place(store, name);
 	struct view *below = NULL;
-	if (!path || fstatat(store->layers_fd, name, &m->dest_st, AT_SYMLINK_NOFOLLOW) < 0)
+	if (!path || fstatat(at.dirfd, at.name, &m->dest_st, AT_SYMLINK_NOFOLLOW) < 0)
 		return path ? -errno : -ENOMEM;
 	int err = layers_open_beneath(store, name, &below, why);
 	if (err)
@@ -42,7 +43,7 @@ int merge_open_dest(struct merge *m, struct reason *why)
 	/* Before the first write: those who have it open must not take it for changed. */
 	err = image_cache_expect_changes(store->images, m->dest_st.st_dev, m->dest_st.st_ino, true);
 	if (!err) {
-		err = head_open_frozen(store->layers_fd, name, path, below, &m->dest, why);
+		err = head_open_frozen(at.dirfd, at.name, path, below, &m->dest, why);
 		if (err)
 			image_cache_expect_changes(store->images, m->dest_st.st_dev, m->dest_st.st_ino, false);
 	}
@@ -122,7 +123,7 @@ static int open_below_run(struct merge *m, struct view **ret, char **ret_name, e
 	struct store *store = m->store;
 	struct image *last = NULL;
 	pthread_rwlock_rdlock(&store->layout);
-	int err = image_open(store->images, store->layers_dir, m->run.names[m->run.nr - 1], IMAGE_QCOW2, &last, why);
+	int err = layer_open_image(store, m->run.names[m->run.nr - 1], &last, why);
 	if (!err) {
 		const char *name = image_backing_name(last);
 		*ret_name = name ? strdup(name) : NULL;
@@ -183,7 +184,7 @@ static int push_piece(struct merge *m, void *ctx, uint64_t guest_off, uint64_t l
 int merge_push(struct merge *m, size_t first, size_t nr_layers, struct reason *why)
 {
 	auto_free char *path = layer_path(m->store, m->run.names[first]);
-	struct disk_source source = {path, IMAGE_QCOW2, NULL};
+	struct disk_source source = {path, layer_format(m->run.names[first]), NULL};
 	struct push push = {.nr_layers = nr_layers};
 	int err = path ? layers_open_view(m->store, &source, &push.above, why) : -ENOMEM;
 	if (err)
@@ -198,9 +199,8 @@ int merge_push(struct merge *m, size_t first, size_t nr_layers, struct reason *w
 	return err ? err : head_flush(m->dest);
 }
 
-int merge_look_like(struct merge *m, const char *name, const struct stat *st)
+int merge_look_like(int dirfd, const char *name, const struct stat *st)
 {
-	int dirfd = m->store->layers_fd;
 	struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, st->st_mtim};
 	/* As an ordinary user all is ours. */
 	if (fchownat(dirfd, name, st->st_uid, st->st_gid, AT_SYMLINK_NOFOLLOW) < 0 && errno != EPERM)
@@ -214,22 +214,22 @@ int merge_look_like(struct merge *m, const char *name, const struct stat *st)
 static int take_place_locked(struct merge *m, struct reason *why)
 {
 	struct store *store = m->store;
-	const char *top = m->run.names[0], *dest = m->run.names[m->into];
+	const struct layer_place top = layer_place(store, m->run.names[0]), dest = layer_place(store, m->run.names[m->into]);
 	char tmp[LAYER_NAME_MAX + 8];
-	snprintf(tmp, sizeof tmp, ".%s.m", top);
+	layer_temporary_name(tmp, top.name);
 	if (!layers_run_is_current(store, &m->run))
 		return MERGE_AGAIN;
-	unlinkat(store->layers_fd, tmp, 0);
-	if (linkat(store->layers_fd, dest, store->layers_fd, tmp, 0) < 0)
-		return reason_set(why, -errno, "%s/%s: %s", store->layers_dir, tmp, strerror(errno));
-	if (renameat(store->layers_fd, tmp, store->layers_fd, top) < 0) {
+	unlinkat(top.dirfd, tmp, 0);
+	if (linkat(dest.dirfd, dest.name, top.dirfd, tmp, 0) < 0)
+		return reason_set(why, -errno, "%s/%s: %s", top.dir, tmp, strerror(errno));
+	if (renameat(top.dirfd, tmp, top.dirfd, top.name) < 0) {
 		int err = -errno;
-		unlinkat(store->layers_fd, tmp, 0);
-		return reason_set(why, err, "%s/%s: %s", store->layers_dir, top, strerror(-err));
+		unlinkat(top.dirfd, tmp, 0);
+		return reason_set(why, err, "%s/%s: %s", top.dir, top.name, strerror(-err));
 	}
 	/* The name is stable before what it replaces is unlinked; else nothing may be. */
-	if (dir_sync(store->layers_fd) < 0) {
-		store_event(store, NULL, "%s can't be made durable: nothing in it is tidied up until the next start", store->layers_dir);
+	if (dir_sync(top.dirfd) < 0) {
+		store_event(store, NULL, "%s can't be made durable: nothing in it is tidied up until the next start", top.dir);
 		layers_keep_all(store);
 	}
 	layers_close_run(store, &m->run, 0);
@@ -239,9 +239,10 @@ static int take_place_locked(struct merge *m, struct reason *why)
 
 int merge_take_place(struct merge *m, const struct stat *owner, struct reason *why)
 {
-	int err = merge_look_like(m, m->run.names[m->into], owner);
+	const struct layer_place dest = layer_place(m->store, m->run.names[m->into]);
+	int err = merge_look_like(dest.dirfd, dest.name, owner);
 	if (err)
-		return reason_set(why, err, "%s/%s: %s", m->store->layers_dir, m->run.names[m->into], strerror(-err));
+		return reason_set(why, err, "%s/%s: %s", dest.dir, dest.name, strerror(-err));
 	pthread_rwlock_wrlock(&m->store->layout);
 	err = take_place_locked(m, why);
 	pthread_rwlock_unlock(&m->store->layout);

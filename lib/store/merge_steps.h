@@ -40,8 +40,8 @@ int merge_push(struct merge *m, size_t first, size_t nr_layers, struct reason *w
 /* The end of a push: the destination, closed, takes the name of the top, and looks like a file with OWNER. */
 int merge_take_place(struct merge *m, const struct stat *owner, struct reason *why);
 
-/* Gives the file NAME the owner, mode and time of ST. */
-int merge_look_like(struct merge *m, const char *name, const struct stat *st);
+/* Gives the file NAME in DIRFD the owner, mode and time of ST. */
+int merge_look_like(int dirfd, const char *name, const struct stat *st);
 
 /* merge_head.c: the top of the run is a VM's disk now. */
 int merge_head(struct merge *m, struct reason *why);

@@ -32,7 +32,7 @@ static void switch_to_base(struct open_head *oh, struct view *base)
 static int open_base(struct store *store, const struct vm_disk *disk, struct view **ret, struct reason *why)
 {
 	auto_free char *path = layer_path(store, disk->pending_base);
-	struct disk_source source = {path, IMAGE_RAW, NULL};
+	struct disk_source source = {path, layer_format(disk->pending_base), NULL};
 	return path ? view_open(store->images, &source, ret, why) : -ENOMEM;
 }
 
@@ -92,7 +92,7 @@ static void mark_lost(struct store *store, struct job *job, const struct reason 
 		store_event(store, next->name,
 			    "disk %s can't be read any more: %s. What the clone itself wrote is in %s/%s; make the clone again from "
 			    "a snapshot that is still there",
-			    next->disks[i].file_name, why->text, store->layers_dir, next->disks[i].layer);
+			    next->disks[i].file_name, why->text, layer_place(store, next->disks[i].layer).dir, layer_place(store, next->disks[i].layer).name);
 		if (oh) {
 			pthread_rwlock_wrlock(&oh->swap);
 			head_detach(oh);
@@ -157,7 +157,7 @@ int pending_add_job(struct store *store, const struct vm *vm, const struct vm_di
 int pending_add_jobs(struct store *store)
 {
 	int err = 0;
-	for (int place = 0; !err && place < 2; place++) {
+	for (int place = 0; !err && place < NR_PLACES; place++) {
 		struct vm **vms = NULL;
 		size_t nr = 0;
 		err = table_list(store, (enum vm_place)place, &vms, &nr);

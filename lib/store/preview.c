@@ -37,8 +37,8 @@ struct composing {
 static int layers_above(struct store *store, const struct view *view, const struct vm_disk *base)
 {
 	for (size_t i = 0; i < view_depth(view); i++) {
-		const char *name = layer_of_path(store, image_path(view_layer(view, i)));
-		if (name && strcmp(name, base->layer) == 0)
+		char name[LAYER_NAME_MAX];
+		if (layer_of_path(store, image_path(view_layer(view, i)), name) && strcmp(name, base->layer) == 0)
 			return (int)i;
 	}
 	return -1;
@@ -64,10 +64,10 @@ static bool is_untouched(struct store *store, const struct vm_disk *disk, const 
 	struct overlay_facts facts;
 	struct view *view = NULL;
 	auto_free char *path = layer_path(store, disk->layer);
-	const struct disk_source source = {path, IMAGE_QCOW2, NULL};
+	const struct disk_source source = {path, disk->format, NULL};
 	if (strcmp(disk->layer, base->layer) == 0)
 		return true;
-	if (!path || overlay_settle(store->layers_fd, disk->layer, path, &facts, NULL) || !facts.empty ||
+	if (!path || layer_settle(store, disk->layer, &facts, NULL) || !facts.empty ||
 	    layers_open_view(store, &source, &view, NULL))
 		return false;
 	int above = layers_above(store, view, base);
@@ -112,11 +112,10 @@ static const struct vm_snapshot *current_of(const struct vm *vm)
 static int overlay_over(struct composing *c, const struct vm_disk *from, struct vm_disk *disk, struct reason *why)
 {
 	struct image *image = NULL;
-	int err = c->nr_layers < c->max_layers ? image_open(c->store->images, c->store->layers_dir, from->layer, IMAGE_QCOW2, &image, why) : -EINVAL;
+	int err = c->nr_layers < c->max_layers ? layer_open_image(c->store, from->layer, &image, why) : -EINVAL;
 	if (err)
 		return err;
-	const struct overlay_spec spec = {
-		.virtual_size = image_virtual_size(image), .backing_name = from->layer, .backing_format = IMAGE_QCOW2};
+	const struct overlay_spec spec = {.virtual_size = image_virtual_size(image)};
 	const struct stat *st = image_stat(image);
 	const struct layer_owner owner = {st->st_mode & 0777, st->st_uid, st->st_gid};
 	char *name = c->layers[c->nr_layers];
@@ -282,9 +281,8 @@ static int settle_disks(struct composing *c, struct reason *why)
 {
 	for (size_t i = 0; i < c->now->nr_disks; i++) {
 		const struct vm_disk *disk = &c->now->disks[i];
-		auto_free char *path = disk->target && !disk->error ? layer_path(c->store, disk->layer) : NULL;
 		struct overlay_facts facts;
-		int err = path ? overlay_settle(c->store->layers_fd, disk->layer, path, &facts, why) : 0;
+		int err = disk->target && !disk->error ? layer_settle(c->store, disk->layer, &facts, why) : 0;
 		if (err)
 			return reason_prefix(why, err, "disk %s: ", disk->file_name);
 	}
@@ -388,8 +386,9 @@ static int begin_closed(struct store *store, const struct vm *vm, struct entry *
 static int commit_composed(struct composing *c, struct entry *entry, int err, struct reason *why)
 {
 	bool commit_tried = false;
-	if (!err && c->nr_layers && (err = dir_sync(c->store->layers_fd)))
-		reason_set(why, err, "%s: %s", c->store->layers_dir, strerror(-err));
+	for (size_t i = 0; !err && i < c->nr_layers; i++)
+		if (!i || !layers_share_dir(c->layers[i], c->layers[i - 1]))
+			err = layer_sync_dir(c->store, c->layers[i], why);
 	if (!err) {
 		commit_tried = true;
 		vm_ref(c->next);

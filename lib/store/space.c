@@ -53,7 +53,8 @@ int space_new(struct store *store, struct space **ret)
 		err = -ENOMEM;
 	for (size_t i = 0; !err && i < nr; i++) {
 		struct stat st;
-		bool there = fstatat(store->layers_fd, uses[i].name, &st, AT_SYMLINK_NOFOLLOW) == 0;
+		struct layer_place at = layer_place(store, uses[i].name);
+		bool there = fstatat(at.dirfd, at.name, &st, AT_SYMLINK_NOFOLLOW) == 0;
 		space->rows[i] = (struct space_row){.use = uses[i], .bytes = there ? (uint64_t)st.st_blocks * 512 : 0};
 	}
 	free(uses);
@@ -93,7 +94,7 @@ static uint64_t add_up(struct space *space, struct space_row *top)
 static int open_alone(struct store *store, const char *name, struct view **ret)
 {
 	auto_free char *path = layer_path(store, name);
-	const struct disk_source source = {path, IMAGE_QCOW2, NULL};
+	const struct disk_source source = {path, layer_format(name), NULL};
 	if (!path)
 		return -ENOMEM;
 	pthread_rwlock_rdlock(&store->layout);

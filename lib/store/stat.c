@@ -111,7 +111,8 @@ static void restrict_by_view(struct store *store, struct access *access, const s
 		const struct image *image = view_layer(view, i);
 		struct stat st;
 		access_restrict(access, image_stat(image));
-		if (!layer_of_path(store, image_path(image)))
+		char layer[LAYER_NAME_MAX];
+		if (!layer_of_path(store, image_path(image), layer))
 			access_restrict_parents(access, image_path(image));
 		const char *data = image_data_path(image);
 		if (data && stat(data, &st) == 0) {
@@ -165,7 +166,7 @@ static int stat_closed_head(struct store *store, const struct vm_disk *disk, str
 {
 	struct image *image = NULL;
 	struct view *beneath = NULL;
-	int err = image_open(store->images, store->layers_dir, disk->layer, disk->format, &image, why);
+	int err = layer_open_image(store, disk->layer, &image, why);
 	if (err)
 		return err;
 	err = beneath_open(store, disk, &beneath, why);

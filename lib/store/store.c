@@ -80,6 +80,7 @@ static void close_dirs(struct store *store)
 		if (*fds[i] >= 0)
 			close(take_fd(fds[i]));
 	free(take_ptr(store->layers_dir));
+	pools_close(store);
 }
 
 static int write_pid(struct store *store)
@@ -170,6 +171,8 @@ static int set_up_trust(struct store *store, const struct store_config *config, 
 		err = trust_add(store->trust, store->snapshots_dir, why);
 	for (size_t i = 0; !err && i < config->nr_trust_dirs; i++)
 		err = trust_add(store->trust, config->trust_dirs[i], why);
+	for (size_t i = 0; !err && i < store->nr_pools; i++)
+		err = trust_add(store->trust, store->pools[i].dir, why);
 	if (!err && store->mountpoint)
 		err = trust_forbid(store->trust, store->mountpoint);
 	if (!err)
@@ -237,6 +240,8 @@ int store_open(const struct store_config *config, struct store **ret, struct rea
 	int err = store ? copy_config(store, config) : -ENOMEM;
 	if (!err)
 		err = open_store_dir(store, config->read_only, why);
+	if (!err)
+		err = pools_open(store, config->pools, config->nr_pools, why);
 	if (!err)
 		err = set_up_trust(store, config, why);
 	if (!err)

@@ -21,6 +21,7 @@
 #include "base/list.h"
 #include "store/intern.h"
 #include "store/layers.h"
+#include "store/pools.h"
 #include "store/store.h"
 #include "store/vm_make.h"
 
@@ -68,6 +69,8 @@ struct store {
 	struct stat_cache *stats;
 	struct text_sizes *text_sizes;
 	struct flats *flats;
+	struct pool *pools;
+	size_t nr_pools;
 
 	pthread_rwlock_t layout;
 	pthread_mutex_t lock;
@@ -75,7 +78,7 @@ struct store {
 	struct intern keys; /* the number is the VM's id */
 	struct entry **entries; /* entries[id - 1] */
 	size_t nr_entries, cap_entries;
-	struct vm_index index[2]; /* by enum vm_place */
+	struct vm_index index[NR_PLACES]; /* by enum vm_place */
 	bool index_stale;
 	struct list wholes; /* see whole.h */
 	size_t wholes_weight;

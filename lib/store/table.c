@@ -205,13 +205,14 @@ static int index_refresh_locked(struct store *store)
 {
 	if (!store->index_stale)
 		return 0;
-	store->index[PLACE_VMS].nr_entries = store->index[PLACE_CLONES].nr_entries = 0;
+	for (int place = 0; place < NR_PLACES; place++)
+		store->index[place].nr_entries = 0;
 	for (size_t i = 0; i < store->nr_entries; i++) {
 		struct entry *entry = store->entries[i];
 		if (entry->vm && index_add(&store->index[entry->vm->place], entry) < 0)
 			return -ENOMEM;
 	}
-	for (int place = 0; place < 2; place++)
+	for (int place = 0; place < NR_PLACES; place++)
 		if (store->index[place].nr_entries)
 			qsort(store->index[place].entries, store->index[place].nr_entries, sizeof(struct entry *), by_name);
 	store->index_stale = false;

@@ -19,6 +19,7 @@ enum vm_kind { VM_FOUND_LIBVIRT, VM_FOUND_BARE, VM_MANAGED };
 /* A pool is a managed VM without a configuration, named like the pool, whose disks are the volumes: those that were made here, and (without a layer)
  * those that were found in its directory. */
 enum vm_place { PLACE_VMS, PLACE_CLONES, PLACE_POOLS };
+#define NR_PLACES 3
 
 #define VM_ID_BITS	 26
 #define SNAPSHOT_ID_BITS 20
