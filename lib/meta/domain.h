@@ -47,11 +47,12 @@ struct domain_disk_file {
 	const char *target;
 	const char *path;   /* absolute */
 	const char *format; /* "qcow2", "raw" */
+	bool is_block;	    /* a block device: type='block' */
 };
 
 /* The configuration with NAME and UUID (NULL: as they are), and with exactly these disks.
  *
- * A <disk device='disk'> whose target is in FILES gets that file: type='file', source, driver type. Its <backingStore> and
+ * A <disk device='disk'> whose target is in FILES gets that file: type='file' (or 'block'), source, driver type. Its <backingStore> and
  * <mirror> go, and where the file is another one, all that described the old source; the rest is kept. File and block disks that
  * aren't in FILES go: a copy that kept them would write to the original's. Network disks, CD-ROMs, LUNs and so on stay.
  * A file without a <disk> gets a new one, its bus by its name: vd* virtio, sd* scsi where the domain has such a
@@ -61,6 +62,15 @@ struct domain_disk_file {
  * device that stays (a CD-ROM), or twice in FILES. The caller frees. */
 int domain_render(const char *text, size_t len, const char *name, const char *uuid, const struct domain_disk_file *files,
 		  size_t nr_files, char **ret_text, struct reason *why);
+
+/* The configuration with the disk TARGET changed: its name on the bus, its bus ("virtio", "scsi", "sata", "ide", "usb", "xen", "sd"; NULL: as
+ * they are), and with NEW_SERIAL another <serial> and <wwn> (the vendor's part kept) where it has them.
+ *
+ * With another bus, its <address> goes (libvirt gives it one, and a controller), as does a running instance's <alias> and all that libvirt has
+ * for disks of the old bus alone (queues, I/O threads, vendor and product, …). -ENOENT: there is no such disk; -EEXIST: NEW_TARGET is
+ * taken, by a disk or a drive; -EINVAL: not a <domain>, or no name or bus of a disk. The caller frees. */
+int domain_change_disk(const char *text, size_t len, const char *target, const char *new_target, const char *new_bus, bool new_serial,
+		       char **ret_text, struct reason *why);
 
 /* Gives a copied configuration an identity of its own, as virt-clone does: name, UUID (also in <sysinfo>), a new <genid> where there is
  * one, title dropped, every interface's MAC address new (vendor prefix kept) and its target dev dropped, graphics ports automatic,

@@ -132,3 +132,32 @@ char *domain_device_target(xmlNodePtr disk)
 {
 	return xml_attr(xml_child(disk, "target"), "dev");
 }
+
+xmlNodePtr domain_device_at(xmlNodePtr domain, const char *target)
+{
+	for (xmlNodePtr disk = domain_device(domain, "disk"); disk; disk = domain_next_device(disk, "disk")) {
+		auto_free char *there = domain_device_target(disk);
+		if (there && strcmp(there, target) == 0)
+			return disk;
+	}
+	return NULL;
+}
+
+bool domain_has_prefix(const char *target, const char *prefix)
+{
+	size_t len = strlen(prefix);
+	if (strncmp(target, prefix, len) != 0 || !islower((unsigned char)target[len]))
+		return false;
+	for (target += len; islower((unsigned char)*target);)
+		target++;
+	return target[strspn(target, "0123456789")] == '\0';
+}
+
+bool domain_is_disk_name(const char *target)
+{
+	static const char *const prefixes[] = {"vd", "sd", "hd", "xvd", "ubd"};
+	for (size_t i = 0; i < sizeof prefixes / sizeof *prefixes; i++)
+		if (domain_has_prefix(target, prefixes[i]))
+			return true;
+	return false;
+}

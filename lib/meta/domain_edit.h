@@ -30,6 +30,14 @@ xmlNodePtr domain_next_device(xmlNodePtr device, const char *name);
 /* Whether a <disk> is one (device='disk', the default), not a CD-ROM, floppy or LUN. */
 bool domain_device_is_disk(xmlNodePtr disk);
 
+/* The <disk> (a CD-ROM, floppy or LUN too) whose target is TARGET; NULL: none. */
+xmlNodePtr domain_device_at(xmlNodePtr domain, const char *target);
+
+/* Whether libvirt takes TARGET for the name of a disk: a prefix ("vd", or any that it knows), letters, then perhaps the number of a
+ * partition (virDiskNameParse). */
+bool domain_has_prefix(const char *target, const char *prefix);
+bool domain_is_disk_name(const char *target);
+
 /* The attribute dev of its <target>; NULL: none. The caller frees. */
 char *domain_device_target(xmlNodePtr disk);
 

@@ -1,7 +1,6 @@
 /* domain_render: the disks that a VM has, written into its configuration. */
 #include "meta/domain.h"
 
-#include <ctype.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,16 +44,27 @@ static int set_driver(xmlNodePtr disk, const char *format)
 	return err;
 }
 
-static bool has_source(xmlNodePtr disk, const char *path)
+/* A device of the host has another word in both places. */
+static const char *disk_type(const struct domain_disk_file *file)
+{
+	return file->is_block ? "block" : "file";
+}
+
+static const char *source_attr(const struct domain_disk_file *file)
+{
+	return file->is_block ? "dev" : "file";
+}
+
+static bool has_source(xmlNodePtr disk, const struct domain_disk_file *file)
 {
 	auto_free char *type = xml_attr(disk, "type");
-	auto_free char *old = xml_attr(xml_child(disk, "source"), "file");
-	return type && strcmp(type, "file") == 0 && old && strcmp(old, path) == 0;
+	auto_free char *old = xml_attr(xml_child(disk, "source"), source_attr(file));
+	return type && strcmp(type, disk_type(file)) == 0 && old && strcmp(old, file->path) == 0;
 }
 
 /* A new <source> and not the old one changed: its attributes and children (index, startup policy, labels, slices,
  * reservations, secrets, hosts) all speak of the old file. So do the disk's own secrets. */
-static int replace_source(xmlNodePtr disk, const char *path)
+static int replace_source(xmlNodePtr disk, const struct domain_disk_file *file)
 {
 	xmlNodePtr old = xml_child(disk, "source");
 	xmlNodePtr source = xml_add(disk, old ? old : xml_child(disk, "driver"), "source");
@@ -63,8 +73,8 @@ static int replace_source(xmlNodePtr disk, const char *path)
 	xml_drop(old);
 	xml_drop_children(disk, "encryption");
 	xml_drop_children(disk, "auth");
-	int err = xml_set_attr(source, "file", path);
-	return err ? err : xml_set_attr(disk, "type", "file");
+	int err = xml_set_attr(source, source_attr(file), file->path);
+	return err ? err : xml_set_attr(disk, "type", disk_type(file));
 }
 
 static int set_file(xmlNodePtr disk, const struct domain_disk_file *file)
@@ -72,8 +82,8 @@ static int set_file(xmlNodePtr disk, const struct domain_disk_file *file)
 	xml_drop_children(disk, "backingStore");
 	xml_drop_children(disk, "mirror");
 	int err = set_driver(disk, file->format);
-	if (!err && !has_source(disk, file->path))
-		err = replace_source(disk, file->path);
+	if (!err && !has_source(disk, file))
+		err = replace_source(disk, file);
 	return err;
 }
 
@@ -112,27 +122,16 @@ static bool has_scsi_controller(xmlNodePtr domain)
 	return false;
 }
 
-/* A prefix, then letters, then perhaps the number of a partition (virDiskNameParse). */
-static bool is_disk_name(const char *target, const char *prefix)
-{
-	size_t len = strlen(prefix);
-	if (strncmp(target, prefix, len) != 0 || !islower((unsigned char)target[len]))
-		return false;
-	for (target += len; islower((unsigned char)*target);)
-		target++;
-	return target[strspn(target, "0123456789")] == '\0';
-}
-
 /* NULL: not a disk's name. */
 static const char *bus_of(xmlNodePtr domain, const char *target)
 {
-	if (is_disk_name(target, "vd"))
+	if (domain_has_prefix(target, "vd"))
 		return "virtio";
-	if (is_disk_name(target, "sd"))
+	if (domain_has_prefix(target, "sd"))
 		return has_scsi_controller(domain) ? "scsi" : "sata";
-	if (is_disk_name(target, "hd"))
+	if (domain_has_prefix(target, "hd"))
 		return "ide";
-	return is_disk_name(target, "xvd") ? "xen" : NULL;
+	return domain_has_prefix(target, "xvd") ? "xen" : NULL;
 }
 
 /* The device that new disks follow: the last disk, or the emulator; NULL: none of them. */
@@ -154,7 +153,7 @@ static xmlNodePtr add_disk(xmlNodePtr domain)
 
 static int fill_disk(xmlNodePtr disk, const struct domain_disk_file *file, const char *bus)
 {
-	int err = xml_set_attr(disk, "type", "file");
+	int err = xml_set_attr(disk, "type", disk_type(file));
 	if (!err)
 		err = xml_set_attr(disk, "device", "disk");
 	if (!err)
@@ -167,19 +166,9 @@ static int fill_disk(xmlNodePtr disk, const struct domain_disk_file *file, const
 	return err ? err : xml_set_attr(target, "bus", bus);
 }
 
-static xmlNodePtr device_at(xmlNodePtr domain, const char *wanted)
-{
-	for (xmlNodePtr disk = domain_device(domain, "disk"); disk; disk = domain_next_device(disk, "disk")) {
-		auto_free char *target = domain_device_target(disk);
-		if (target && strcmp(target, wanted) == 0)
-			return disk;
-	}
-	return NULL;
-}
-
 static int place_file(xmlNodePtr domain, const struct domain_disk_file *file, struct reason *why)
 {
-	xmlNodePtr there = device_at(domain, file->target);
+	xmlNodePtr there = domain_device_at(domain, file->target);
 	if (there && domain_device_is_disk(there))
 		return 0;
 	if (there) {

@@ -38,7 +38,7 @@ static void test_nothing_changes(void)
 	    "  <os>\n<type>hvm</type></os>  <devices><disk type=\"file\"><driver type=\"raw\" io=\"native\"/>"
 	    "<source file=\"/ä\" index=\"1\"/><target dev=\"vda\"/></disk>\n\n\t</devices>\n"
 	    "</domain>\n<!-- behind -->\n";
-	const struct domain_disk_file files[] = {{"vda", "/ä", "raw"}};
+	const struct domain_disk_file files[] = {{"vda", "/ä", "raw", false}};
 	char *out = rendered(text, files, COUNT(files));
 	CHECK_STR(out, text);
 	free(out);
@@ -83,10 +83,10 @@ static void test_uuid(void)
 /* A file, a block device, a network disk and an encrypted file all become plain files. */
 static void test_replaced(void)
 {
-	const struct domain_disk_file files[] = {{"vda", "/s/a & b.qcow2", "qcow2"},
-	                                         {"vdb", "/s/b.qcow2", "qcow2"},
-	                                         {"vdc", "/s/c.raw", "raw"},
-	                                         {"hda", "/s/d.qcow2", "qcow2"}};
+	const struct domain_disk_file files[] = {{"vda", "/s/a & b.qcow2", "qcow2", false},
+	                                         {"vdb", "/s/b.qcow2", "qcow2", false},
+	                                         {"vdc", "/s/c.raw", "raw", false},
+	                                         {"hda", "/s/d.qcow2", "qcow2", false}};
 	char *out = rendered(web_xml, files, COUNT(files));
 	CHECK_COUNT(out, "/domain/devices/disk", 6);
 	CHECK_COUNT(out, "//disk[not(@device) or @device='disk'][@type='file']", 4);
@@ -123,7 +123,7 @@ static void test_gone(void)
 static void test_added(void)
 {
 	const struct domain_disk_file files[] = {
-	    {"vdz", "/s/1", "qcow2"}, {"sdc", "/s/2", "raw"}, {"hdb", "/s/3", "raw"}, {"xvdaa", "/s/4", "raw"}};
+	    {"vdz", "/s/1", "qcow2", false}, {"sdc", "/s/2", "raw", false}, {"hdb", "/s/3", "raw", false}, {"xvdaa", "/s/4", "raw", false}};
 	char *out = rendered(web_xml, files, COUNT(files));
 	CHECK_COUNT(out, "/domain/devices/disk", 7);
 	CHECK_XPATH(out, DISK("vdz") "/target/@bus", "virtio");
@@ -141,7 +141,7 @@ static void test_added(void)
 
 static void test_added_to_minimal(void)
 {
-	const struct domain_disk_file files[] = {{"vda", "/s/1", "qcow2"}, {"sda", "/s/2", "raw"}};
+	const struct domain_disk_file files[] = {{"vda", "/s/1", "qcow2", false}, {"sda", "/s/2", "raw", false}};
 	char *minimal = NULL;
 	CHECK_INT(domain_minimal("n", NULL, &minimal), 0);
 	char *out = rendered(minimal, files, COUNT(files));
@@ -161,7 +161,7 @@ static void test_qcow2_only_settings(void)
 	    "<driver name='qemu' type='qcow2'><metadata_cache><max_size "
 	    "unit='bytes'>1</max_size></metadata_cache></driver>"
 	    "<source file='/a'/><target dev='vda' bus='virtio'/></disk></devices></domain>";
-	const struct domain_disk_file raw[] = {{"vda", "/b", "raw"}}, qcow2[] = {{"vda", "/b", "qcow2"}};
+	const struct domain_disk_file raw[] = {{"vda", "/b", "raw", false}}, qcow2[] = {{"vda", "/b", "qcow2", false}};
 	char *out = rendered(text, raw, 1);
 	CHECK_COUNT(out, "//metadata_cache", 0);
 	free(out);
@@ -176,7 +176,7 @@ static void test_mirror(void)
 	    "<domain type='kvm'><name>n</name><memory>1</memory><os><type>hvm</type></os><devices><disk type='file'>"
 	    "<source file='/a'/><mirror type='file' job='copy'><format type='raw'/><source file='/b'/></mirror>"
 	    "<target dev='vda' bus='virtio'/></disk></devices></domain>";
-	const struct domain_disk_file files[] = {{"vda", "/a", "qcow2"}};
+	const struct domain_disk_file files[] = {{"vda", "/a", "qcow2", false}};
 	CHECK(schema_accepts(schema, text));
 	char *out = rendered(text, files, 1);
 	CHECK_COUNT(out, "//mirror", 0);
@@ -207,10 +207,10 @@ static void check_refused(const char *text, const struct domain_disk_file *files
 
 static void test_refused(void)
 {
-	const struct domain_disk_file cdrom[] = {{"sda", "/s/1", "raw"}}, no_disk[] = {{"eth0", "/s/1", "raw"}},
-	                              digits[] = {{"vd1", "/s/1", "raw"}},
-	                              twice[] = {{"vda", "/1", "raw"}, {"vda", "/2", "raw"}},
-	                              bytes[] = {{"vda", "/s/\xff", "raw"}};
+	const struct domain_disk_file cdrom[] = {{"sda", "/s/1", "raw", false}}, no_disk[] = {{"eth0", "/s/1", "raw", false}},
+	                              digits[] = {{"vd1", "/s/1", "raw", false}},
+	                              twice[] = {{"vda", "/1", "raw", false}, {"vda", "/2", "raw", false}},
+	                              bytes[] = {{"vda", "/s/\xff", "raw", false}};
 	char *out = NULL;
 	check_refused(web_xml, cdrom, 1, -EEXIST, "cdrom");
 	check_refused(web_xml, no_disk, 1, -EINVAL, "eth0");
