@@ -113,10 +113,13 @@ int channel_clone(struct fuse_session *session)
 ssize_t channel_receive(int fd, void *buf, size_t cap)
 {
 	ssize_t n = read(fd, buf, cap);
-	if (n > 0)
+	if (n > 0) {
 		look_for_init(buf, (size_t)n);
+		return n;
+	}
 	/* ENOENT: the request was interrupted before it was read. */
-	if (n < 0)
-		return errno == EAGAIN || errno == EINTR || errno == ENOENT ? 0 : -errno;
-	return n ? n : -ENODEV;
+	if (n < 0 && (errno == EAGAIN || errno == EINTR || errno == ENOENT))
+		return 0;
+	/* ECONNABORTED: the unmount came while a request (nobody waits for it) was on its way here. */
+	return n == 0 || errno == ECONNABORTED ? -ENODEV : -errno;
 }

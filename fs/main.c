@@ -105,6 +105,8 @@ static int serve(struct fs *fs, struct fuse_session *session, const struct optio
 	if (!err)
 		err = loop_run(session, options->max_threads, &signals);
 	pthread_sigmask(SIG_SETMASK, &signals, NULL);
+	if (err)
+		fprintf(stderr, "vmsnapfs: serving %s ended: %s\n", options->mountpoint, strerror(-err));
 	return err;
 }
 
