@@ -16,7 +16,7 @@
 
 /* --- opening -------------------------------------------------------------------------------------------------------- */
 
-static void head_free(struct head *head)
+void head_free(struct head *head)
 {
 	if (!head)
 		return;
@@ -49,17 +49,51 @@ static int check_writable(const struct qcow2_header *h, struct reason *why)
 	return 0;
 }
 
+/* A link is followed to a block device, and only there: /dev/VG/LV is one. Who mounts the device, say, keeps us out, as we keep him. */
+static int open_name(const struct head *head)
+{
+	const int flags = O_RDWR | O_CLOEXEC | O_NONBLOCK;
+	struct stat st;
+	if (fstatat(head->dirfd, head->name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+		return -errno;
+	if (S_ISLNK(st.st_mode) && fstatat(head->dirfd, head->name, &st, 0) < 0)
+		return -errno;
+	bool is_device = S_ISBLK(st.st_mode);
+	int extra = !is_device ? O_NOFOLLOW : head->locks == IMAGE_LOCK_WRITE ? O_EXCL : 0;
+	auto_close int fd = openat(head->dirfd, head->name, flags | extra);
+	if (fd < 0 || fstat(fd, &st) < 0)
+		return -errno;
+	/* Another may have come to that name meanwhile. */
+	return S_ISBLK(st.st_mode) == is_device && (is_device || S_ISREG(st.st_mode)) ? take_fd(&fd) : -EINVAL;
+}
+
+int head_open_file(struct head *head, uint64_t *ret_file_size, struct reason *why)
+{
+	struct stat st = {0};
+	int fd = open_name(head);
+	if (fd == -EBUSY)
+		return reason_set(why, fd, "%s is in use by the system (mounted, or part of another device)", head->path);
+	if (fd < 0)
+		return reason_set(why, fd, "%s: %s", head->path, strerror(-fd));
+	head->fd = fd;
+	off_t end = lseek(fd, 0, SEEK_END);
+	if (end < 0 || fstat(fd, &st) < 0)
+		return reason_set(why, -errno, "%s: %s", head->path, strerror(errno));
+	head->is_device = S_ISBLK(st.st_mode);
+	*ret_file_size = (uint64_t)end;
+	return image_locks_take(fd, head->locks, head->path, why);
+}
+
 /* The file of HEAD, locked, its header and its L1 table. */
 static int load_header(struct head *head, struct reason *why)
 {
-	head->fd = openat(head->dirfd, head->name, O_RDWR | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
-	if (head->fd < 0)
-		return reason_set(why, -errno, "%s: %s", head->path, strerror(errno));
-	off_t end = lseek(head->fd, 0, SEEK_END);
-	int err = image_locks_take(head->fd, head->locks, head->path, why);
+	uint64_t file_size = 0;
+	int err = head_open_file(head, &file_size, why);
+	if (!err && head->is_device)
+		err = reason_set(why, -EOPNOTSUPP, "%s: qcow2 in a block device isn't written to; raw is", head->path);
 	if (err)
 		return err;
-	err = qcow2_header_load(head->fd, (uint64_t)end, &head->header, why);
+	err = qcow2_header_load(head->fd, file_size, &head->header, why);
 	if (!err)
 		err = tables_init(head, why);
 	if (err)
@@ -138,11 +172,12 @@ static int head_init(struct head *head)
 	return head->name && head->path ? 0 : -ENOMEM;
 }
 
-static int head_new(int dirfd, const char *name, const char *path, enum image_lock_kind locks, struct head **ret)
+int head_new(const struct head_kind *kind, int dirfd, const char *name, const char *path, enum image_lock_kind locks, struct head **ret)
 {
 	struct head *head = calloc(1, sizeof *head);
 	if (!head)
 		return -ENOMEM;
+	head->kind = kind;
 	head->dirfd = dirfd;
 	head->fd = -1;
 	head->locks = locks;
@@ -167,7 +202,7 @@ static int open_locked(int dirfd, const char *name, const char *path, enum image
 		       struct reason *why)
 {
 	struct head *head = NULL;
-	int err = head_new(dirfd, name, path, locks, &head);
+	int err = head_new(&head_qcow2, dirfd, name, path, locks, &head);
 	if (err)
 		return err;
 	head->below = view_ref(below);
@@ -195,7 +230,7 @@ int head_open_frozen(int dirfd, const char *name, const char *path, struct view 
 
 int head_claim(struct head *head, struct image_cache *images, struct reason *why)
 {
-	return image_claim(images, head->fd, head->path, why);
+	return image_claim(images, head->kind->format, head->fd, head->path, why);
 }
 
 static int settle(struct head *head, struct overlay_facts *ret, struct reason *why)
@@ -224,11 +259,22 @@ static int settle(struct head *head, struct overlay_facts *ret, struct reason *w
 int overlay_settle(int dirfd, const char *name, const char *path, struct overlay_facts *ret, struct reason *why)
 {
 	struct head *head = NULL;
-	int err = head_new(dirfd, name, path, IMAGE_LOCK_WRITE, &head);
+	int err = head_new(&head_qcow2, dirfd, name, path, IMAGE_LOCK_WRITE, &head);
 	if (!err)
 		err = settle(head, ret, why);
 	head_free(head);
 	return err;
+}
+
+/* All of a device is taken, whatever was written to it. */
+static int device_size(int dirfd, const char *name, uint64_t *ret_bytes)
+{
+	auto_close int fd = openat(dirfd, name, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+	off_t end = fd < 0 ? -1 : lseek(fd, 0, SEEK_END);
+	if (end < 0)
+		return -errno;
+	*ret_bytes = (uint64_t)end;
+	return 0;
 }
 
 int overlay_allocated(int dirfd, const char *name, uint64_t *ret_bytes)
@@ -237,7 +283,7 @@ int overlay_allocated(int dirfd, const char *name, uint64_t *ret_bytes)
 	if (fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
 		return -errno;
 	*ret_bytes = (uint64_t)st.st_blocks * 512;
-	return 0;
+	return S_ISREG(st.st_mode) ? 0 : device_size(dirfd, name, ret_bytes);
 }
 
 int head_mark_dirty(struct head *head)
@@ -257,7 +303,7 @@ static int flush_for_all(struct head *head)
 {
 	pthread_mutex_lock(&head->flush_lock);
 	uint64_t nr_changes = atomic_load(&head->nr_changes);
-	int err = tables_write(head);
+	int err = head->kind->write_back(head);
 	pthread_mutex_unlock(&head->flush_lock);
 	pthread_mutex_lock(&head->lock);
 	head->flushing = false;
@@ -287,11 +333,23 @@ int head_close(struct head *head)
 	if (!head)
 		return 0;
 	int err = head_flush(head);
-	if (!err)
-		err = write_refcounts(head);
+	if (!err && head->kind->finish)
+		err = head->kind->finish(head);
 	head_free(head);
 	return err;
 }
+
+const struct head_kind head_qcow2 = {
+	.format = IMAGE_QCOW2,
+	.read = overlay_read,
+	.write = overlay_write,
+	.zero = overlay_zero,
+	.map = overlay_map,
+	.write_growing = overlay_write_growing,
+	.resize = overlay_resize,
+	.write_back = tables_write,
+	.finish = write_refcounts,
+};
 
 /* --- what it is -------------------------------------------------------------------------------------------------------- */
 
@@ -321,7 +379,7 @@ bool head_is_blank(struct head *head)
 {
 	pthread_rwlock_rdlock(&head->gate);
 	pthread_mutex_lock(&head->lock);
-	bool blank = !head->below && tables_are_empty(head);
+	bool blank = head->kind == &head_qcow2 && !head->below && tables_are_empty(head);
 	pthread_mutex_unlock(&head->lock);
 	pthread_rwlock_unlock(&head->gate);
 	return blank;
@@ -331,7 +389,7 @@ bool head_is_untouched(struct head *head)
 {
 	pthread_rwlock_rdlock(&head->gate);
 	pthread_mutex_lock(&head->lock);
-	bool untouched = tables_are_empty(head) && (!head->below || head_virtual_size(head) == view_virtual_size(head->below));
+	bool untouched = head->kind == &head_qcow2 && tables_are_empty(head) && (!head->below || head_virtual_size(head) == view_virtual_size(head->below));
 	pthread_mutex_unlock(&head->lock);
 	pthread_rwlock_unlock(&head->gate);
 	return untouched;

@@ -1,4 +1,4 @@
-/* A head: a writable qcow2 overlay and the view beneath it.
+/* A head: a writable qcow2 overlay and the view beneath it, or a raw file or block device with nothing beneath it.
  *
  * The overlay is standard qcow2 v3. New ones have 128 KiB clusters with 32 subclusters (extended L2), so that 4 KiB
  * written cost 4 KiB. All functions may be called from any number of threads, but open and close. */
@@ -34,7 +34,10 @@ struct overlay_facts {
  * was left dirty, and made stable. A clean one costs its header and L1 table alone. Errors as head_open's. */
 int overlay_settle(int dirfd, const char *name, const char *path, struct overlay_facts *ret, struct reason *why);
 
-/* Bytes of data that an overlay file holds, about: what it takes on its filesystem. */
+/* The same for a raw file or block device (see head_open_raw); it is never EMPTY, since nothing tells. */
+int raw_settle(int dirfd, const char *name, const char *path, struct overlay_facts *ret, struct reason *why);
+
+/* Bytes of data that an overlay or a raw file holds, about: what it takes on its filesystem. Of a block device: its size. */
 int overlay_allocated(int dirfd, const char *name, uint64_t *ret_bytes);
 
 struct head;
@@ -48,7 +51,8 @@ int head_open(int dirfd, const char *name, const char *path, struct view *below,
 int head_close(struct head *head);
 
 /* The same for a raw file or a block device, of which the bytes are the disk's, under QEMU's write locks for raw images. Nothing lies beneath it: head_adopt,
- * head_share, head_pull and head_rebase are -EOPNOTSUPP. A device keeps its size (-ENOSPC beyond it). */
+ * head_share, head_pull and head_rebase are -EOPNOTSUPP, and it is never blank nor untouched. A file's size is the disk's, in whole sectors when it is opened. A
+ * device keeps its size: -ENOSPC beyond it, -EOPNOTSUPP for less; -EBUSY where the system uses it. A symbolic link is followed to a device alone. */
 int head_open_raw(int dirfd, const char *name, const char *path, struct head **ret, struct reason *why);
 
 /* Of an overlay without a backing file: gives every cluster of [GUEST_OFF, +LEN) its place in the file, and the file its space; what isn't written
@@ -56,7 +60,7 @@ int head_open_raw(int dirfd, const char *name, const char *path, struct head **r
 int head_preallocate(struct head *head, uint64_t guest_off, uint64_t len);
 
 uint64_t head_virtual_size(struct head *head);
-const struct stat *head_stat(struct head *head, struct stat *ret); /* of the overlay file, now */
+const struct stat *head_stat(struct head *head, struct stat *ret); /* of its file, now */
 struct view *head_below(struct head *head); /* a new reference; NULL: none */
 
 int head_read(struct head *head, void *buf, size_t len, uint64_t guest_off);

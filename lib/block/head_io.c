@@ -80,7 +80,7 @@ static int read_run(struct head *head, const struct extent *run, void *buf)
 	return 0;
 }
 
-int head_read_range(struct head *head, void *buf, size_t len, uint64_t guest_off)
+int overlay_read(struct head *head, void *buf, size_t len, uint64_t guest_off)
 {
 	uint64_t end = head_virtual_size(head);
 	size_t inside = guest_off < end ? (size_t)min_u64(len, end - guest_off) : 0;
@@ -105,8 +105,19 @@ int head_read_range(struct head *head, void *buf, size_t len, uint64_t guest_off
 int head_read(struct head *head, void *buf, size_t len, uint64_t guest_off)
 {
 	pthread_rwlock_rdlock(&head->gate);
-	int err = head_read_range(head, buf, len, guest_off);
+	uint64_t end = head_virtual_size(head);
+	size_t inside = guest_off < end ? (size_t)min_u64(len, end - guest_off) : 0;
+	memset((char *)buf + inside, 0, len - inside);
+	int err = inside ? head->kind->read(head, buf, inside, guest_off) : 0;
 	pthread_rwlock_unlock(&head->gate);
+	return err;
+}
+
+int overlay_map(struct head *head, uint64_t guest_off, uint64_t len, struct extent *ret)
+{
+	pthread_mutex_lock(&head->lock);
+	int err = lookup_locked(head, guest_off, len, ret);
+	pthread_mutex_unlock(&head->lock);
 	return err;
 }
 
@@ -116,11 +127,8 @@ int head_map(struct head *head, uint64_t guest_off, uint64_t len, struct extent 
 	uint64_t end = head_virtual_size(head);
 	struct extent e = {.guest_off = guest_off, .len = len, .kind = EXTENT_ZERO};
 	int err = 0;
-	if (guest_off < end) {
-		pthread_mutex_lock(&head->lock);
-		err = lookup_locked(head, guest_off, min_u64(len, end - guest_off), &e);
-		pthread_mutex_unlock(&head->lock);
-	}
+	if (guest_off < end)
+		err = head->kind->map(head, guest_off, min_u64(len, end - guest_off), &e);
 	if (!err && e.kind == EXTENT_UNALLOCATED) {
 		e.kind = EXTENT_ZERO;
 		if (head->below)
@@ -253,9 +261,9 @@ static int write_run(struct head *head, const struct write *write, const struct 
 	auto_free char *filled = malloc((size_t)(to - from));
 	if (!filled)
 		return -ENOMEM;
-	int err = fill_front ? head_read_range(head, filled, (size_t)(start - from), from) : 0;
+	int err = fill_front ? overlay_read(head, filled, (size_t)(start - from), from) : 0;
 	if (!err && fill_back)
-		err = head_read_range(head, filled + (stop - from), (size_t)(to - stop), stop);
+		err = overlay_read(head, filled + (stop - from), (size_t)(to - stop), stop);
 	memcpy(filled + (start - from), data, (size_t)(stop - start));
 	return err ? err : file_write(head->fd, filled, (size_t)(to - from), state->host_off + (from - base));
 }
@@ -343,7 +351,7 @@ static int write_span(struct head *head, struct write *write)
 	return err;
 }
 
-int head_write_range(struct head *head, const void *buf, size_t len, uint64_t guest_off)
+int overlay_write(struct head *head, const void *buf, size_t len, uint64_t guest_off)
 {
 	int err = 0;
 	for (size_t done = 0; done < len && !err;) {
@@ -369,7 +377,12 @@ int head_write(struct head *head, const void *buf, size_t len, uint64_t guest_of
 		return -EFBIG;
 	pthread_rwlock_rdlock(&head->gate);
 	bool inside = guest_off + len <= head_virtual_size(head);
-	int err = inside ? head_write_range(head, buf, len, guest_off) : 0;
+	int err = inside ? head->kind->write(head, buf, len, guest_off) : 0;
 	pthread_rwlock_unlock(&head->gate);
-	return inside ? head_changed(head, err) : head_write_growing(head, buf, len, guest_off);
+	if (!inside) {
+		pthread_rwlock_wrlock(&head->gate);
+		err = head->kind->write_growing(head, buf, len, guest_off);
+		pthread_rwlock_unlock(&head->gate);
+	}
+	return head_changed(head, err);
 }

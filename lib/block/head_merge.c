@@ -124,7 +124,7 @@ static int read_pulled(struct head *head, struct pull *pull, uint64_t *ret_wante
 		uint32_t bits = pull->to_write[i];
 		for (unsigned sc = 0, end; (sc = next_run(bits, sc, &end)) < QCOW2_SUBCLUSTERS; sc = end) {
 			uint64_t from = place(head, pull, i, sc);
-			int err = head_read_range(head, pull->data + (from - pull->guest_off), (size_t)(place(head, pull, i, end) - from), from);
+			int err = overlay_read(head, pull->data + (from - pull->guest_off), (size_t)(place(head, pull, i, end) - from), from);
 			if (err)
 				return err;
 			drop_zeros(head, pull, i, sc, end);
@@ -242,6 +242,8 @@ static int begin_pull(struct head *head, size_t nr_layers, uint64_t guest_off)
 /* A piece at a time, so that who wants to stop all gets its turn. */
 int head_pull(struct head *head, size_t nr_layers, uint64_t guest_off, uint64_t len, uint64_t *ret_stored)
 {
+	if (head->kind != &head_qcow2)
+		return -EOPNOTSUPP;
 	uint64_t nr_stored = 0, end = guest_off + min_u64(len, (1ull << 62) - min_u64(guest_off, 1ull << 62));
 	int err = nr_layers ? begin_pull(head, nr_layers, guest_off) : 0;
 	while (!err && nr_layers && guest_off < end) {
@@ -285,7 +287,7 @@ static int absorb_data(struct head *into, struct view *above, uint64_t guest_off
 	if (!data)
 		return -ENOMEM;
 	int err = view_read(above, data, len, guest_off);
-	return err ? err : head_write_range(into, data, len, guest_off);
+	return err ? err : into->kind->write(into, data, len, guest_off);
 }
 
 /* The beginning of [GUEST_OFF, END): RET_DONE bytes. */
@@ -303,7 +305,7 @@ static int absorb_some(struct head *into, struct view *above, size_t nr_layers, 
 		uint64_t stop = guest_off + e.len;
 		if (stop == head_virtual_size(into)) /* what lies behind the end in its subcluster is zeros */
 			stop = round_up(stop, subcluster_size_of(into));
-		return head_zero_range(into, guest_off, stop - guest_off, ZERO_VISIBLY);
+		return into->kind->zero(into, guest_off, stop - guest_off, ZERO_VISIBLY);
 	}
 	*ret_done = data_len(above, nr_layers, &e, min_u64(end - guest_off, PIECE_MAX));
 	*ret_stored += *ret_done;
@@ -390,6 +392,8 @@ static int rebase_on_disk(struct head *head, const struct view *view, const char
 
 int head_rebase(struct head *head, struct view *view, const char *backing_name, enum image_format format)
 {
+	if (head->kind != &head_qcow2)
+		return -EOPNOTSUPP;
 	if (!backing_name != !view)
 		return -EINVAL;
 	if (backing_name && strlen(backing_name) > QCOW2_MAX_BACKING_NAME)

@@ -91,6 +91,10 @@ struct space {
 	bool reftable_stale;
 };
 
+/* Why bytes become zeros. CUT: the disk ends before them, so what lies beneath need not be hidden now. SHARE: not zeros at all
+ * but what lies beneath. */
+enum zero_mode { ZERO_VISIBLY, ZERO_CUT, ZERO_SHARE };
+
 /* A bit for each subcluster: A, Z, or neither (U). */
 struct cluster_state {
 	uint64_t host_off; /* 0: none */
@@ -110,12 +114,34 @@ struct span {
 	uint64_t new_hosts; /* a bit for each cluster that got its host cluster from span_alloc_locked */
 };
 
+/* What a head's file is: a qcow2 overlay (head_qcow2, for which the model above stands), or the disk's bytes themselves (head_raw). One of them serves all
+ * functions of head.h and merge.h but those that need something beneath the head. */
+struct head_kind {
+	enum image_format format;
+	/* The gate is held, by any number of threads, and the range lies inside the disk; for ZERO it may go on to the end of the disk's last subcluster. */
+	int (*read)(struct head *head, void *buf, size_t len, uint64_t guest_off);
+	int (*write)(struct head *head, const void *buf, size_t len, uint64_t guest_off);
+	int (*zero)(struct head *head, uint64_t guest_off, uint64_t len, enum zero_mode mode);
+	/* The first extent of the file alone. */
+	int (*map)(struct head *head, uint64_t guest_off, uint64_t len, struct extent *ret);
+	/* The gate is held exclusively. WRITE_GROWING ends behind the disk's end. */
+	int (*write_growing)(struct head *head, const void *buf, size_t len, uint64_t guest_off);
+	int (*resize)(struct head *head, uint64_t virtual_size);
+	/* flush_lock is held: makes stable what was written before. After a failed sync: I7. */
+	int (*write_back)(struct head *head);
+	/* After the last write_back, alone. NULL: nothing is left to do. */
+	int (*finish)(struct head *head);
+};
+extern const struct head_kind head_qcow2, head_raw;
+
 struct head {
+	const struct head_kind *kind;
 	int dirfd; /* borrowed */
 	char *name, *path;
 	int fd;
+	bool is_device; /* a block device: its size is what it is */
 	enum image_lock_kind locks; /* on fd */
-	struct qcow2_header header; /* virtual_size lives below; incompatible has the dirty bit as it is on disk */
+	struct qcow2_header header; /* virtual_size lives below; incompatible has the dirty bit as it is on disk. All zeros in a raw head, whose subclusters so are bytes */
 	struct view *below;	    /* changed under the gate, exclusively */
 	_Atomic size_t nr_pulled; /* layers of below whose bytes become the head's own; 0: none. Changed like below */
 	bool comparing;		    /* writes may equal what lies beneath: set by head_adopt; changed like below */
@@ -238,24 +264,28 @@ int span_release_locked(struct head *head, struct span *span, int err);
 int head_read_below(struct head *head, void *buf, size_t len, uint64_t guest_off);
 bool head_is_zeros(const char *p, size_t len);
 /* Beyond the virtual size: zeros. */
-int head_read_range(struct head *head, void *buf, size_t len, uint64_t guest_off);
-int head_write_range(struct head *head, const void *buf, size_t len, uint64_t guest_off);
+int overlay_read(struct head *head, void *buf, size_t len, uint64_t guest_off);
+int overlay_write(struct head *head, const void *buf, size_t len, uint64_t guest_off);
+int overlay_map(struct head *head, uint64_t guest_off, uint64_t len, struct extent *ret);
 /* What a change of guest data ends with, after the gate: ERR, or that of the flush if too much was left to one. */
 int head_changed(struct head *head, int err);
 
 /* --- head_zero.c: the gate is held ------------------------------------------------------------------------------------- */
 
-/* Why bytes become zeros. CUT: the disk ends before them, so what lies beneath need not be hidden now. SHARE: not zeros at all
- * but what lies beneath. */
-enum zero_mode { ZERO_VISIBLY, ZERO_CUT, ZERO_SHARE };
-int head_zero_range(struct head *head, uint64_t guest_off, uint64_t len, enum zero_mode mode);
+int overlay_zero(struct head *head, uint64_t guest_off, uint64_t len, enum zero_mode mode);
 
 /* --- head_size.c --------------------------------------------------------------------------------------------------------- */
 
-/* head_write where it ends beyond the disk's end: the disk grows. */
-int head_write_growing(struct head *head, const void *buf, size_t len, uint64_t guest_off);
+int overlay_write_growing(struct head *head, const void *buf, size_t len, uint64_t guest_off);
+int overlay_resize(struct head *head, uint64_t virtual_size);
 
 /* --- head.c -------------------------------------------------------------------------------------------------------------- */
+
+int head_new(const struct head_kind *kind, int dirfd, const char *name, const char *path, enum image_lock_kind locks, struct head **ret);
+void head_free(struct head *head);
+
+/* Opens its file, whose length is stored, and takes the locks. */
+int head_open_file(struct head *head, uint64_t *ret_file_size, struct reason *why);
 
 /* W1. Called without lock. */
 int head_mark_dirty(struct head *head);

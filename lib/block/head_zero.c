@@ -74,7 +74,7 @@ static int zero_part(struct head *head, uint64_t guest_off, size_t len, enum zer
 		return -ENOMEM;
 	if (mode == ZERO_SHARE)
 		err = head_read_below(head, bytes, len, guest_off);
-	return err ? err : head_write_range(head, bytes, len, guest_off);
+	return err ? err : overlay_write(head, bytes, len, guest_off);
 }
 
 /* One cluster's worth: the whole subclusters and what sticks out before and behind them. */
@@ -119,7 +119,7 @@ static int skip_len(struct head *head, uint64_t guest_off, uint64_t len, enum ze
 	return err;
 }
 
-int head_zero_range(struct head *head, uint64_t guest_off, uint64_t len, enum zero_mode mode)
+int overlay_zero(struct head *head, uint64_t guest_off, uint64_t len, enum zero_mode mode)
 {
 	while (len) {
 		uint64_t n = 0;
@@ -146,7 +146,7 @@ int head_discard(struct head *head, uint64_t guest_off, uint64_t len)
 	len = guest_off < end ? min_u64(len, end - guest_off) : 0;
 	if (guest_off + len == end) /* what lies behind the end in its subcluster is zeros */
 		len = round_up(end, subcluster_size_of(head)) - guest_off;
-	int err = head_zero_range(head, guest_off, len, ZERO_VISIBLY);
+	int err = len ? head->kind->zero(head, guest_off, len, ZERO_VISIBLY) : 0;
 	pthread_rwlock_unlock(&head->gate);
 	return head_changed(head, err);
 }

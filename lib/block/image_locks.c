@@ -85,7 +85,20 @@ int image_locks_take(int fd, enum image_lock_kind kind, const char *path, struct
 	return verdict(err, path, why);
 }
 
-int image_locks_claim(int fd, int own_fd, const char *path, struct reason *why)
+/* Byte 100 of FD is let go while those of others are looked for. */
+static int claim_from_all(int fd, int own_fd)
+{
+	const unsigned perms = 1u << PERM_READ;
+	int err = take_bytes(fd, perms, BYTE_NOT_SHARED);
+	if (!err)
+		err = lock_byte(fd, F_OFD_SETLK, F_UNLCK, BYTE_USED + PERM_READ, NULL);
+	if (!err)
+		err = test_bytes(own_fd, perms, BYTE_USED);
+	int again = take_bytes(fd, perms, BYTE_USED);
+	return err ? err : again;
+}
+
+int image_locks_claim(int fd, int own_fd, bool from_all, const char *path, struct reason *why)
 {
 	const unsigned perms = kinds[IMAGE_LOCK_WRITE].not_shared;
 	struct flock not_shared = {.l_type = F_UNLCK, .l_whence = SEEK_SET, .l_start = BYTE_NOT_SHARED, .l_len = NR_PERMS};
@@ -95,5 +108,7 @@ int image_locks_claim(int fd, int own_fd, const char *path, struct reason *why)
 		err = -errno;
 	if (!err)
 		err = test_bytes(own_fd, perms, BYTE_NOT_SHARED);
+	if (!err && from_all)
+		err = claim_from_all(fd, own_fd);
 	return verdict(err, path, why);
 }

@@ -79,12 +79,15 @@ struct image *image_lookup(struct image_cache *cache, const struct stat *st, enu
 /* Whether image_cache_expect_changes() is on for its file. */
 bool image_is_written_by_us(const struct image *image);
 
-/* image_locks_claim() of a qcow2 file for which changes are expected: our own views don't count, nor are they refused later. */
-int image_claim(struct image_cache *cache, int fd, const char *path, struct reason *why);
+/* image_locks_claim() of a file of FORMAT for which changes are expected: our own views don't count, nor are they refused later. */
+int image_claim(struct image_cache *cache, enum image_format format, int fd, const char *path, struct reason *why);
 
 /* KIND is IMAGE_LOCK_READ or IMAGE_LOCK_QUIET; calls nest. */
 int image_lock(struct image *image, enum image_lock_kind kind, struct reason *why);
 void image_unlock(struct image *image, enum image_lock_kind kind);
+
+/* The first extent of a raw file or device: its holes read as zeros, and so does what lies behind its end. Leaves image alone. */
+void raw_map(int fd, uint64_t off, uint64_t len, struct extent *ret);
 
 /* The first extent of the layer alone at GUEST_OFF, at most LEN bytes. EXACT: the holes of a raw file are zeros, else it
  * is data all through. No check against virtual_size: the vmstate lies behind it. */

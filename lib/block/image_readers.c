@@ -58,13 +58,13 @@ void image_unlock(struct image *image, enum image_lock_kind kind)
 }
 
 /* The reader's locks of an image that has left the cache count as another program's. */
-int image_claim(struct image_cache *cache, int fd, const char *path, struct reason *why)
+int image_claim(struct image_cache *cache, enum image_format format, int fd, const char *path, struct reason *why)
 {
 	struct stat st;
 	if (fstat(fd, &st) < 0)
 		return -errno;
-	struct image *own = image_lookup(cache, &st, IMAGE_QCOW2);
-	int err = image_locks_claim(fd, own ? own->fd : fd, path, why);
+	struct image *own = image_lookup(cache, &st, format);
+	int err = image_locks_claim(fd, own ? own->fd : fd, format == IMAGE_RAW, path, why);
 	image_put(own);
 	return err;
 }

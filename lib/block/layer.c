@@ -16,24 +16,28 @@ static uint64_t min_u64(uint64_t a, uint64_t b)
 	return a < b ? a : b;
 }
 
-/* The holes of a raw file read as zeros; so does what lies between its end and the last sector's. */
-static int raw_map(const struct image *image, uint64_t off, uint64_t len, bool exact, struct extent *ret)
+void raw_map(int fd, uint64_t off, uint64_t len, struct extent *ret)
 {
-	struct extent e = {.kind = EXTENT_DATA, .host_off = off, .len = len};
-	if (exact) {
-		off_t data = lseek(image->fd, (off_t)off, SEEK_DATA);
-		if (data < 0 && errno == ENXIO) {
-			e.kind = EXTENT_ZERO;
-		} else if (data > (off_t)off) {
-			e.kind = EXTENT_ZERO;
-			e.len = min_u64(len, (uint64_t)data - off);
-		} else if (data == (off_t)off) {
-			off_t hole = lseek(image->fd, (off_t)off, SEEK_HOLE);
-			if (hole > (off_t)off)
-				e.len = min_u64(len, (uint64_t)hole - off);
-		}
+	struct extent e = {.kind = EXTENT_DATA, .guest_off = off, .host_off = off, .len = len};
+	off_t data = lseek(fd, (off_t)off, SEEK_DATA);
+	if (data < 0 && errno == ENXIO) {
+		e.kind = EXTENT_ZERO;
+	} else if (data > (off_t)off) {
+		e.kind = EXTENT_ZERO;
+		e.len = min_u64(len, (uint64_t)data - off);
+	} else if (data == (off_t)off) {
+		off_t hole = lseek(fd, (off_t)off, SEEK_HOLE);
+		if (hole > (off_t)off)
+			e.len = min_u64(len, (uint64_t)hole - off);
 	}
 	*ret = e;
+}
+
+static int raw_layer_map(const struct image *image, uint64_t off, uint64_t len, bool exact, struct extent *ret)
+{
+	*ret = (struct extent){.kind = EXTENT_DATA, .host_off = off, .len = len};
+	if (exact)
+		raw_map(image->fd, off, len, ret);
 	return 0;
 }
 
@@ -135,7 +139,7 @@ static int qcow2_map(const struct layer *layer, uint64_t guest_off, uint64_t len
 
 int layer_map(const struct layer *layer, uint64_t guest_off, uint64_t len, bool exact, struct extent *ret)
 {
-	int err = layer->image->format == IMAGE_RAW ? raw_map(layer->image, guest_off, len, exact, ret)
+	int err = layer->image->format == IMAGE_RAW ? raw_layer_map(layer->image, guest_off, len, exact, ret)
 						    : qcow2_map(layer, guest_off, len, ret);
 	if (err)
 		return err;

@@ -14,6 +14,9 @@
  * theirs. -EBUSY: another program writes to it. Who calls it sees to it that nobody else does. */
 int head_open_frozen(int dirfd, const char *name, const char *path, struct view *below, struct head **ret, struct reason *why);
 
+/* The same for a raw file or block device. */
+int head_open_raw_frozen(int dirfd, const char *name, const char *path, struct head **ret, struct reason *why);
+
 /* To be called before head_absorb(), which changes what the file shows to who reads it by itself: until the head is closed nobody else begins
  * to read it who takes QEMU's locks. Changes are expected. -EBUSY: another program reads it; the head can only be closed then. */
 int head_claim(struct head *head, struct image_cache *images, struct reason *why);
@@ -25,7 +28,7 @@ int head_claim(struct head *head, struct image_cache *images, struct reason *why
 int head_pull(struct head *head, size_t nr_layers, uint64_t guest_off, uint64_t len, uint64_t *ret_stored);
 
 /* What the top NR_LAYERS of ABOVE have in [GUEST_OFF, +LEN), data or zeros, is written into INTO; what they lack is left as it is.
- * -EINVAL: ABOVE and INTO differ in size. */
+ * INTO may be raw. -EINVAL: ABOVE and INTO differ in size. */
 int head_absorb(struct head *into, struct view *above, size_t nr_layers, uint64_t guest_off, uint64_t len, uint64_t *ret_stored);
 
 /* Ends a pull of everything: durably names BACKING_NAME of FORMAT in the header (NULL: nothing), and puts VIEW (NULL: nothing) in the place of
