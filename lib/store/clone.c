@@ -8,6 +8,8 @@
 #include "base/file.h"
 #include "base/mem.h"
 #include "base/name.h"
+#include "meta/domain.h"
+#include "store/clone_spec.h"
 #include "store/freeze.h"
 #include "store/jobs.h"
 #include "store/managed.h"
@@ -21,36 +23,92 @@ struct cloning {
 	struct store *store;
 	const struct vm *from;
 	const struct vm_snapshot *snapshot; /* NULL: as it is now */
+	const struct clone_spec *spec;
+	struct clone_disk *plans; /* of the source's disks */
 	struct vm *next;
 	char (*layers)[LAYER_NAME_MAX]; /* made, and pinned */
 	size_t nr_layers;
 	size_t max_layers;
+	bool hopeless; /* what failed isn't the source of one disk */
 };
 
-/* Adds a disk like FROM to the new VM, with a layer made by SPEC. */
-static int add_disk(struct cloning *c, const struct vm_disk *from, const struct overlay_spec *spec, const char *beneath,
-		    const struct frozen *pending, struct reason *why)
+static const struct vm_disk *source_disks(const struct cloning *c, size_t *ret_nr)
+{
+	*ret_nr = c->snapshot ? c->snapshot->nr_disks : c->from->nr_disks;
+	return c->snapshot ? c->snapshot->disks : c->from->disks;
+}
+
+/* Before anything is made: what is asked for, of each disk of the source. */
+static int plan(struct cloning *c, struct reason *why)
+{
+	size_t nr = 0;
+	const struct vm_disk *disks = source_disks(c, &nr);
+	c->plans = mem_new_array(nr + 1, sizeof *c->plans);
+	c->layers = mem_new_array(nr + 1, sizeof *c->layers);
+	c->max_layers = nr;
+	if (!c->plans || !c->layers)
+		return -ENOMEM;
+	int err = clone_spec_check(c->spec, disks, nr, why);
+	for (size_t i = 0; !err && i < nr; i++)
+		err = clone_spec_disk(c->store, c->spec, &disks[i], &c->plans[i], why);
+	return err;
+}
+
+static int set_names(struct cloning *c, struct vm_disk *disk, const struct vm_disk *from, const struct clone_disk *plan, struct reason *why)
+{
+	const char *target = plan->spec.target;
+	auto_free char *file_name = NULL;
+	if (asprintf(&file_name, "%s%s", target ? target : from->file_name, target ? ".img" : "") < 0)
+		return -ENOMEM;
+	if (vm_find_disk(c->next->disks, c->next->nr_disks - 1, file_name))
+		return reason_set(why, -EEXIST, "two disks are called %s", file_name);
+	disk->file_name = take_ptr(file_name);
+	return text_set(&disk->target, target ? target : from->target);
+}
+
+/* What a job is to make of it, and the name of its layer. */
+static int set_goal(struct cloning *c, struct vm_disk *disk, const struct clone_disk *plan, char *layer, struct reason *why)
+{
+	disk->full = plan->full;
+	disk->preallocate = plan->spec.allocation == ALLOCATION_FULL;
+	int err = clone_disk_volume(c->store, plan, c->next->name, disk->target ? disk->target : disk->file_name, layer);
+	if (err)
+		return err;
+	if (plan->raw)
+		return reason_set(why, -EOPNOTSUPP, "raw clones aren't made yet");
+	return 0;
+}
+
+/* Adds a disk like FROM, as PLAN has it, to the new VM, over what SPEC and BENEATH say. */
+static int add_disk(struct cloning *c, const struct vm_disk *from, const struct clone_disk *plan, const struct overlay_spec *spec,
+		    const char *beneath, const struct frozen *pending, struct reason *why)
 {
 	struct vm_disk *disk = vm_disk_add(&c->next->disks, &c->next->nr_disks);
 	if (!disk || c->nr_layers == c->max_layers)
 		return -ENOMEM;
+	char *name = c->layers[c->nr_layers];
 	disk->format = IMAGE_QCOW2;
-	if (text_set(&disk->file_name, from->file_name) || text_set(&disk->target, from->target))
-		return -ENOMEM;
-	int err = pending ? pending_set(disk, pending) : 0;
+	struct overlay_spec overlay = *spec;
+	c->hopeless = true;
+	int err = set_names(c, disk, from, plan, why);
+	if (!err)
+		err = clone_disk_size(plan, spec->virtual_size, &overlay.virtual_size, why);
+	if (!err)
+		err = set_goal(c, disk, plan, name, why);
+	if (!err && pending)
+		err = pending_set(disk, pending);
 	if (err)
 		return err;
-	struct overlay_spec overlay = *spec;
 	if (pending) {
 		overlay.backing_name = disk->pending_base;
 		overlay.backing_format = IMAGE_RAW;
 		beneath = disk->pending_base;
 	}
-	struct layer_owner owner = {0600, c->next->uid, c->next->gid};
-	char *name = c->layers[c->nr_layers];
+	struct layer_owner owner = {plan->spec.mode_bits ? plan->spec.mode_bits : 0600, c->next->uid, c->next->gid};
 	err = layer_create(c->store, &overlay, beneath, &owner, name, why);
 	if (err)
 		return err;
+	c->hopeless = false;
 	c->nr_layers++;
 	disk->path = layer_path(c->store, name);
 	return disk->path ? text_set(&disk->layer, name) : -ENOMEM;
@@ -64,7 +122,7 @@ static bool is_skippable(int err)
 	return err == -ENOENT || err == -EACCES || err == -EUCLEAN || err == -EOPNOTSUPP;
 }
 
-static int add_over_view(struct cloning *c, const struct vm_disk *from, struct view *view, struct reason *why)
+static int add_over_view(struct cloning *c, const struct vm_disk *from, const struct clone_disk *plan, struct view *view, struct reason *why)
 {
 	struct frozen *frozen = NULL;
 	auto_free char *backing = NULL;
@@ -79,12 +137,12 @@ static int add_over_view(struct cloning *c, const struct vm_disk *from, struct v
 	}
 	char layer[LAYER_NAME_MAX];
 	if (!err)
-		err = add_disk(c, from, &spec, layer_of_path(c->store, frozen->path, layer) ? layer : NULL, frozen->snapshot ? frozen : NULL, why);
+		err = add_disk(c, from, plan, &spec, layer_of_path(c->store, frozen->path, layer) ? layer : NULL, frozen->snapshot ? frozen : NULL, why);
 	frozen_put(frozen);
 	return err;
 }
 
-static int clone_disk(struct cloning *c, const struct vm_disk *from, struct reason *why)
+static int clone_disk(struct cloning *c, const struct vm_disk *from, const struct clone_disk *plan, struct reason *why)
 {
 	if (from->error)
 		return reason_set(why, from->error, "%s", from->error_text ? from->error_text : strerror(-from->error));
@@ -98,7 +156,7 @@ static int clone_disk(struct cloning *c, const struct vm_disk *from, struct reas
 	/* For the moment only: nobody writes to what is about to be a backing file. */
 	err = view_lock(view, why);
 	if (!err) {
-		err = add_over_view(c, from, view, why);
+		err = add_over_view(c, from, plan, view, why);
 		view_unlock(view);
 	}
 	view_put(view);
@@ -124,10 +182,10 @@ static int clone_disks(struct cloning *c, struct reason *why)
 		const struct vm_disk *from = &c->snapshot->disks[i];
 		struct reason disk_why = {0};
 		size_t nr_disks = c->next->nr_disks;
-		int err = clone_disk(c, from, &disk_why);
+		int err = c->plans[i].spec.left_out ? 0 : clone_disk(c, from, &c->plans[i], &disk_why);
 		if (err && source_is_gone(c, why))
 			return -ENOENT;
-		if (err && is_skippable(err)) {
+		if (err && is_skippable(err) && !c->hopeless) {
 			store_event(c->store, c->next->name, "disk %s of %s isn't cloned: %s", from->file_name, c->next->origin,
 				    *disk_why.text ? disk_why.text : strerror(-err));
 			while (c->next->nr_disks > nr_disks)
@@ -145,7 +203,7 @@ static int clone_heads(struct cloning *c, const struct vm *now, const struct fro
 {
 	for (size_t i = 0; i < now->nr_disks; i++) {
 		const struct vm_disk *from = &now->disks[i];
-		if (!from->target || from->error) {
+		if (!from->target || from->error || c->plans[i].spec.left_out) {
 			if (from->error)
 				store_event(c->store, c->next->name, "disk %s of %s isn't cloned: %s", from->file_name, now->name,
 					    from->error_text ? from->error_text : strerror(-from->error));
@@ -153,19 +211,11 @@ static int clone_heads(struct cloning *c, const struct vm *now, const struct fro
 		}
 		struct overlay_spec spec = {.virtual_size = frozen[i].virtual_size};
 		const char *beneath = *frozen[i].layer ? frozen[i].layer : NULL;
-		int err = add_disk(c, from, &spec, beneath, NULL, why);
+		int err = add_disk(c, from, &c->plans[i], &spec, beneath, NULL, why);
 		if (err)
-			return err;
+			return reason_prefix(why, err, "disk %s: ", from->file_name);
 	}
 	return 0;
-}
-
-/* Reserves room for the layers of NR disks. */
-static int expect_layers(struct cloning *c, size_t nr)
-{
-	c->layers = mem_new_array(nr, sizeof *c->layers);
-	c->max_layers = nr;
-	return c->layers ? 0 : -ENOMEM;
 }
 
 static int freeze_and_clone(struct cloning *c, struct entry *entry, struct vm **now, struct reason *why)
@@ -173,9 +223,9 @@ static int freeze_and_clone(struct cloning *c, struct entry *entry, struct vm **
 	size_t nr = (*now)->nr_disks;
 	auto_free bool *chosen = mem_new_array(nr, sizeof *chosen);
 	auto_free struct frozen_disk *frozen = mem_new_array(nr, sizeof *frozen);
-	int err = chosen && frozen ? expect_layers(c, nr) : -ENOMEM;
+	int err = chosen && frozen ? plan(c, why) : -ENOMEM;
 	for (size_t i = 0; !err && i < nr; i++)
-		chosen[i] = (*now)->disks[i].target && !(*now)->disks[i].error;
+		chosen[i] = (*now)->disks[i].target && !(*now)->disks[i].error && !c->plans[i].spec.left_out;
 	const struct freeze_spec spec = {.chosen = chosen};
 	if (!err)
 		err = freeze_disks(c->store, entry, now, &spec, frozen, why);
@@ -184,12 +234,79 @@ static int freeze_and_clone(struct cloning *c, struct entry *entry, struct vm **
 
 /* --- both ------------------------------------------------------------------------------------------------------------------- */
 
+static bool changes_config(const struct clone_disk *plan)
+{
+	return !plan->spec.left_out && (plan->spec.target || plan->spec.bus || plan->spec.renew_serial);
+}
+
+/* With the source's disks that come along, and no others: their names are free then. */
+static int with_source_disks(struct cloning *c, char **text, struct reason *why)
+{
+	size_t nr = 0, nr_files = 0;
+	const struct vm_disk *disks = source_disks(c, &nr);
+	auto_free struct domain_disk_file *files = mem_new_array(nr + 1, sizeof *files);
+	char *rendered = NULL;
+	if (!files)
+		return -ENOMEM;
+	for (size_t i = 0; i < nr; i++)
+		if (disks[i].target && disks[i].path && !c->plans[i].spec.left_out)
+			files[nr_files++] = (struct domain_disk_file){.target = disks[i].target, .path = disks[i].path, .format = "qcow2"};
+	int err = domain_render(*text, strlen(*text), NULL, NULL, files, nr_files, &rendered, why);
+	if (err)
+		return err;
+	free(*text);
+	*text = rendered;
+	return 0;
+}
+
+/* Names, buses and serial numbers of disks. */
+static int change_config(struct cloning *c, char **text, struct reason *why)
+{
+	size_t nr = 0;
+	const struct vm_disk *disks = source_disks(c, &nr);
+	bool rendered = false;
+	int err = 0;
+	for (size_t i = 0; !err && i < nr; i++) {
+		const struct disk_spec *spec = &c->plans[i].spec;
+		char *changed = NULL;
+		if (!disks[i].target || !disks[i].path || !changes_config(&c->plans[i]))
+			continue;
+		if (!rendered)
+			err = with_source_disks(c, text, why);
+		rendered = true;
+		if (!err)
+			err = domain_change_disk(*text, strlen(*text), disks[i].target, spec->target ? spec->target : disks[i].target, spec->bus,
+						 spec->renew_serial, &changed, why);
+		if (!err) {
+			free(*text);
+			*text = changed;
+		}
+	}
+	return err;
+}
+
+static int source_config(struct cloning *c, char **ret, size_t *ret_len, struct reason *why)
+{
+	int err = 0;
+	if (!c->spec->domain)
+		err = text_config(c->store, c->from, c->snapshot, ret, ret_len, why);
+	else if (memchr(c->spec->domain, '\0', c->spec->domain_len))
+		err = reason_set(why, -EINVAL, "the domain has a NUL byte in it");
+	else if (!(*ret = strndup(c->spec->domain, c->spec->domain_len)))
+		err = -ENOMEM;
+	if (!err)
+		err = change_config(c, ret, why);
+	if (!err)
+		*ret_len = strlen(*ret);
+	return err;
+}
+
 static int finish(struct cloning *c, struct vm **ret, struct reason *why)
 {
 	auto_free char *text = NULL;
 	auto_free char *nvram = NULL;
 	size_t len = 0;
-	int err = text_config(c->store, c->from, c->snapshot, &text, &len, why);
+	int err = source_config(c, &text, &len, why);
 	if (!err)
 		err = managed_adopt_config(c->store, c->next, text, len, &c->next->config, &nvram, why);
 	/* Layers are stable under their names before a vm.xml names them. */
@@ -206,6 +323,7 @@ static int clone_now(struct cloning *c, struct vm **ret, struct reason *why)
 	int err = managed_begin_settled(c->store, c->from, &entry, &now, why);
 	if (err)
 		return err;
+	c->from = now;
 	err = freeze_and_clone(c, entry, &now, why);
 	c->from = now;
 	if (!err)
@@ -216,7 +334,7 @@ static int clone_now(struct cloning *c, struct vm **ret, struct reason *why)
 
 static int clone_snapshot(struct cloning *c, struct vm **ret, struct reason *why)
 {
-	int err = expect_layers(c, c->snapshot->nr_disks);
+	int err = plan(c, why);
 	if (!err)
 		err = clone_disks(c, why);
 	if (!err && (err = finish(c, ret, why)) && source_is_gone(c, why))
@@ -234,6 +352,7 @@ static void cloning_done(struct cloning *c, int err)
 	}
 	vm_put(c->next);
 	free(c->layers);
+	free(c->plans);
 }
 
 static int set_origin(struct cloning *c)
@@ -243,9 +362,9 @@ static int set_origin(struct cloning *c)
 	return n < 0 ? -ENOMEM : 0;
 }
 
-static int clone_into(struct cloning *c, const char *name, uid_t uid, gid_t gid, struct vm **ret, struct reason *why)
+static int clone_into(struct cloning *c, const char *name, struct vm **ret, struct reason *why)
 {
-	c->next = managed_new(PLACE_CLONES, name, uid, gid);
+	c->next = managed_new(PLACE_CLONES, name, c->spec->uid, c->spec->gid);
 	int err = c->next ? set_origin(c) : -ENOMEM;
 	if (!err) {
 		c->next->mode = c->from->mode;
@@ -258,26 +377,57 @@ static int clone_into(struct cloning *c, const char *name, uid_t uid, gid_t gid,
 	return err;
 }
 
-int store_clone(struct store *store, struct vm *from, const struct vm_snapshot *snapshot, const char *name, uid_t uid,
-		gid_t gid, struct vm **ret, struct reason *why)
+/* The name that is asked for, or the first of copy_of_NAME, copy_of_NAME_2, … that is free; the caller frees. */
+static int reserve_name(struct store *store, const struct vm *from, const char *wanted, struct reservation *r, char **ret, struct reason *why)
 {
+	for (unsigned n = 1;; n++) {
+		auto_free char *name = wanted ? strdup(wanted) : NULL;
+		if (!wanted && (n == 1 ? asprintf(&name, "copy_of_%s", from->name) : asprintf(&name, "copy_of_%s_%u", from->name, n)) < 0)
+			name = NULL;
+		if (!name)
+			return -ENOMEM;
+		int err = name_check(name);
+		if (err)
+			return reason_set(why, err, "%s: not a name for a VM", name);
+		err = table_reserve(store, r, PLACE_CLONES, name);
+		if (err == -EEXIST && !wanted)
+			continue;
+		if (err)
+			return reason_set(why, err, "clones/%s exists", name);
+		*ret = take_ptr(name); /* which R refers to */
+		return 0;
+	}
+}
+
+int store_clone_with(struct store *store, struct vm *from, const struct vm_snapshot *snapshot, const struct clone_spec *spec,
+		     struct vm **ret, struct reason *why)
+{
+	auto_free char *name = NULL;
+	struct reservation r;
 	int err = managed_check(store, NULL, why);
 	if (err)
 		return err;
 	if (!snapshot && from->kind != VM_MANAGED)
 		return reason_set(why, -EROFS, "%s was found in SOURCE: its state of now isn't frozen; clone one of its snapshots", from->name);
-	if ((err = name_check(name)))
-		return reason_set(why, err, "%s: not a name for a VM", name);
-	struct reservation r;
-	if ((err = table_reserve(store, &r, PLACE_CLONES, name)))
-		return reason_set(why, err, "clones/%s exists", name);
+	if (spec->domain && spec->domain_len > XML_TEXT_MAX)
+		return reason_set(why, -EINVAL, "a domain XML of more than %u bytes", XML_TEXT_MAX);
+	err = reserve_name(store, from, spec->name, &r, &name, why);
+	if (err)
+		return err;
 	for (int i = 0; i < STALE_TRIES; i++) {
-		struct cloning c = {.store = store, .from = from, .snapshot = snapshot};
-		err = clone_into(&c, name, uid, gid, ret, why);
+		struct cloning c = {.store = store, .from = from, .snapshot = snapshot, .spec = spec};
+		err = clone_into(&c, name, ret, why);
 		if (err != -ESTALE)
 			break;
 		usleep(1000); /* a merge took what was just frozen */
 	}
 	table_release(store, &r);
 	return err;
+}
+
+int store_clone(struct store *store, struct vm *from, const struct vm_snapshot *snapshot, const char *name, uid_t uid,
+		gid_t gid, struct vm **ret, struct reason *why)
+{
+	const struct clone_spec spec = {.name = name, .uid = uid, .gid = gid};
+	return store_clone_with(store, from, snapshot, &spec, ret, why);
 }

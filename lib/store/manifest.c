@@ -71,6 +71,25 @@ static void add_element(struct strbuf *b, const char *indent, const char *name, 
 	strbuf_addf(b, "</%s>\n", name);
 }
 
+static void add_pending(struct strbuf *b, const struct vm_disk *disk, const char *indent)
+{
+	strbuf_addf(b, "%s  <pending", indent);
+	add_attr(b, "path", disk->pending_path);
+	add_attr(b, "format", image_format_name(disk->pending_format));
+	add_attr(b, "snapshot", disk->pending_snapshot);
+	add_attr(b, "base", disk->pending_base);
+	add_attr(b, "row", disk->pending_row);
+	strbuf_addf(b, "/>\n");
+}
+
+static void add_goal(struct strbuf *b, const struct vm_disk *disk, const char *indent)
+{
+	strbuf_addf(b, "%s  <full", indent);
+	add_attr(b, "base", disk->full_base);
+	add_attr(b, "preallocate", disk->preallocate ? "yes" : NULL);
+	strbuf_addf(b, "/>\n");
+}
+
 static void add_disk(struct strbuf *b, const struct vm_disk *disk, const char *indent)
 {
 	strbuf_addf(b, "%s<disk", indent);
@@ -78,17 +97,16 @@ static void add_disk(struct strbuf *b, const struct vm_disk *disk, const char *i
 	add_attr(b, "file", disk->file_name);
 	add_attr(b, "layer", disk->layer);
 	add_attr(b, "format", image_format_name(disk->format));
-	if (!disk->pending_path) {
+	if (!disk->pending_path && !disk->full) {
 		strbuf_addf(b, "/>\n");
 		return;
 	}
-	strbuf_addf(b, ">\n%s  <pending", indent);
-	add_attr(b, "path", disk->pending_path);
-	add_attr(b, "format", image_format_name(disk->pending_format));
-	add_attr(b, "snapshot", disk->pending_snapshot);
-	add_attr(b, "base", disk->pending_base);
-	add_attr(b, "row", disk->pending_row);
-	strbuf_addf(b, "/>\n%s</disk>\n", indent);
+	strbuf_addf(b, ">\n");
+	if (disk->pending_path)
+		add_pending(b, disk, indent);
+	if (disk->full)
+		add_goal(b, disk, indent);
+	strbuf_addf(b, "%s</disk>\n", indent);
 }
 
 static const char *uuid_of_snapshot(const struct vm *vm, const char *name)
@@ -260,6 +278,17 @@ static int parse_pending(xmlNodePtr node, struct vm_disk *disk, struct reason *w
 	return 0;
 }
 
+static int parse_goal(xmlNodePtr node, struct vm_disk *disk, struct reason *why)
+{
+	auto_free char *preallocate = xml_attr(node, "preallocate");
+	disk->full = true;
+	disk->preallocate = preallocate && strcmp(preallocate, "yes") == 0;
+	disk->full_base = xml_attr(node, "base");
+	if (disk->full_base && (!layer_name_is_valid(disk->full_base) || layer_format(disk->full_base) != IMAGE_RAW))
+		return bad(why, "base of <full>");
+	return 0;
+}
+
 static int parse_disk(xmlNodePtr node, struct vm_disk **disks, size_t *nr_disks, struct reason *why)
 {
 	auto_free char *file = xml_attr(node, "file");
@@ -281,8 +310,9 @@ static int parse_disk(xmlNodePtr node, struct vm_disk **disks, size_t *nr_disks,
 	disk->layer = xml_attr(node, "layer");
 	if (!disk->layer || !layer_name_is_valid(disk->layer) || layer_format(disk->layer) != disk->format)
 		return bad(why, "layer of <disk>");
-	xmlNodePtr pending = xml_child(node, "pending");
-	return pending ? parse_pending(pending, disk, why) : 0;
+	xmlNodePtr pending = xml_child(node, "pending"), goal = xml_child(node, "full");
+	int err = pending ? parse_pending(pending, disk, why) : 0;
+	return !err && goal ? parse_goal(goal, disk, why) : err;
 }
 
 /* --- loading: snapshots ----------------------------------------------------------------------------------------------- */

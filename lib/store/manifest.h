@@ -5,6 +5,7 @@
  *     <origin>web@upgraded</origin>                              where it was cloned from, in words
  *     <disk target='vda' file='vda.img' layer='UUID.qcow2' format='qcow2'>
  *       <pending path='/…' format='qcow2' snapshot='tag' base='UUID.raw' row='…'/>      see pending.h
+ *       <full base='UUID.raw' preallocate='yes'/>                see full.h
  *     </disk>
  *     <snapshot uuid='…' parent='UUID' created='1700000000' state='running' left-out='vdc'
  *               memory='UUID'>                                   in order of time; memory: its RAM is snapshots/UUID.memory

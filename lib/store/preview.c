@@ -138,7 +138,9 @@ static int add_over(struct composing *c, const struct vm_disk *from, struct reas
 	disk->format = IMAGE_QCOW2;
 	if (text_set(&disk->file_name, from->file_name) || text_set(&disk->target, from->target))
 		return -ENOMEM;
-	int err = overlay_over(c, from, disk, why);
+	int err = vm_disk_copy_goal(disk, from);
+	if (!err)
+		err = overlay_over(c, from, disk, why);
 	return err ? reason_prefix(why, err, "disk %s: ", from->file_name) : 0;
 }
 

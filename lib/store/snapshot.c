@@ -113,11 +113,11 @@ int snapshot_add_disk(struct store *store, struct vm_snapshot *snapshot, const s
 	struct vm_disk *disk = vm_disk_add(&snapshot->disks, &snapshot->nr_disks);
 	if (!disk)
 		return -ENOMEM;
-	disk->format = IMAGE_QCOW2;
+	disk->format = layer_format(layer);
 	disk->path = layer_path(store, layer);
 	if (!disk->path || text_set(&disk->file_name, from->file_name) || text_set(&disk->target, from->target) || text_set(&disk->layer, layer))
 		return -ENOMEM;
-	return 0;
+	return vm_disk_copy_goal(disk, from);
 }
 
 bool snapshot_left_out(const struct vm_snapshot *snapshot, const char *target)

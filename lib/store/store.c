@@ -150,6 +150,7 @@ static int copy_config(struct store *store, const struct store_config *config)
 {
 	store->log = config->log;
 	store->allow_devices = config->allow_devices;
+	store->clone_full = config->clone_full;
 	if (text_set(&store->source_dir, config->source_dir) || text_set(&store->snapshots_dir, config->snapshots_dir) ||
 	    text_set(&store->mountpoint, config->mountpoint))
 		return -ENOMEM;

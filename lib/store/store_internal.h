@@ -60,6 +60,7 @@ struct store {
 	char *layers_dir; /* NULL: there is no store */
 	bool writable;
 	bool allow_devices;
+	bool clone_full;
 	struct log_sink log;
 	struct trust *trust;
 	struct image_cache *images;

@@ -46,8 +46,22 @@ void vm_disk_clear_pending(struct vm_disk *disk)
 	free(take_ptr(disk->pending_row));
 }
 
+void vm_disk_clear_goal(struct vm_disk *disk)
+{
+	disk->full = disk->preallocate = false;
+	free(take_ptr(disk->full_base));
+}
+
+int vm_disk_copy_goal(struct vm_disk *to, const struct vm_disk *from)
+{
+	to->full = from->full;
+	to->preallocate = from->preallocate;
+	return text_set(&to->full_base, from->full_base);
+}
+
 void vm_disk_done(struct vm_disk *disk)
 {
+	vm_disk_clear_goal(disk);
 	free(disk->file_name);
 	free(disk->target);
 	free(disk->path);
@@ -223,7 +237,7 @@ int vm_disk_copy(struct vm_disk *to, const struct vm_disk *from)
 	    text_set(&to->pending_base, from->pending_base) || text_set(&to->pending_row, from->pending_row) ||
 	    text_set(&to->error_text, from->error_text))
 		return -ENOMEM;
-	return 0;
+	return vm_disk_copy_goal(to, from);
 }
 
 static int disks_copy(struct vm_disk **to, size_t *nr_to, const struct vm_disk *from, size_t nr_from)

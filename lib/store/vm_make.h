@@ -42,6 +42,10 @@ int vm_disk_copy(struct vm_disk *to, const struct vm_disk *from);
 /* Forgets where the data was to come from. */
 void vm_disk_clear_pending(struct vm_disk *disk);
 
+/* What a job is to make of it: nothing any more; the same as of FROM. */
+void vm_disk_clear_goal(struct vm_disk *disk);
+int vm_disk_copy_goal(struct vm_disk *to, const struct vm_disk *from);
+
 /* Marks the disk as one that can't be served. */
 void vm_disk_set_error(struct vm_disk *disk, int err, const char *text);
 
