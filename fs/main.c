@@ -76,6 +76,9 @@ static int fs_open_store(struct fs *fs, const struct options *options)
 				      .nr_trust_dirs = options->nr_trust,
 				      .mountpoint = options->mountpoint,
 				      .allow_devices = options->allow_devices,
+				      .pools = options->pools,
+				      .nr_pools = options->nr_pools,
+				      .clone_full = options->clone_full,
 				      .read_only = options->read_only,
 				      .index_bytes = options->index_bytes,
 				      .log = events_sink(fs->events)};

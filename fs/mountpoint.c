@@ -94,7 +94,7 @@ static int refuse(const char *path, const char *where, const char *what, const c
 	return -EINVAL;
 }
 
-static int check_apart(const char *path, const char *what, const char *dir)
+int mountpoint_check_apart(const char *path, const char *what, const char *dir)
 {
 	if (is_in(path, dir))
 		return refuse(path, "inside", what, dir);
@@ -111,6 +111,6 @@ int mountpoint_prepare(char **path, const char *source_dir, const char *store_di
 		return err;
 	free(*path);
 	*path = real;
-	err = check_apart(real, "source", source_dir);
-	return err ? err : check_apart(real, "store", store_dir);
+	err = mountpoint_check_apart(real, "source", source_dir);
+	return err ? err : mountpoint_check_apart(real, "store", store_dir);
 }

@@ -6,4 +6,7 @@
  * in or above SOURCE_DIR or STORE_DIR. */
 int mountpoint_prepare(char **path, const char *source_dir, const char *store_dir);
 
+/* -EINVAL, with words, where PATH lies in or above DIR, a WHAT. */
+int mountpoint_check_apart(const char *path, const char *what, const char *dir);
+
 #endif

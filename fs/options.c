@@ -14,7 +14,7 @@
 #define DEFAULT_THREADS 8
 #define INDEX_BYTES_MIN (1u << 20)
 
-enum { KEY_TRUST, KEY_KEEP, KEY_RO, KEY_ALLOW_OTHER, KEY_DEBUG, KEY_DISCARD };
+enum { KEY_TRUST, KEY_POOL, KEY_CLONE, KEY_KEEP, KEY_RO, KEY_ALLOW_OTHER, KEY_DEBUG, KEY_DISCARD };
 
 #define FIELD(template, field, value) {template, offsetof(struct options, field), value}
 
@@ -30,6 +30,8 @@ static const struct fuse_opt option_table[] = {
 	FIELD("max_threads=%u", max_threads, 0),
 	FIELD("index=%s", index, 0),
 	FUSE_OPT_KEY("trust=", KEY_TRUST),
+	FUSE_OPT_KEY("pool=", KEY_POOL),
+	FUSE_OPT_KEY("clone=", KEY_CLONE),
 	FUSE_OPT_KEY("ro", KEY_RO),
 	FUSE_OPT_KEY("allow_other", KEY_ALLOW_OTHER),
 	FUSE_OPT_KEY("-d", KEY_DEBUG),
@@ -69,6 +71,31 @@ static int add_trusts(struct options *options, const char *dirs)
 	return copy ? err : -1;
 }
 
+/* NAME:DIR. */
+static int add_pool(struct options *options, const char *text)
+{
+	const char *colon = strchr(text, ':');
+	if (!colon || colon == text || !colon[1]) {
+		fprintf(stderr, "vmsnapfs: pool=%s: not a name and a directory, as in pool=fast:/mnt/nvme\n", text);
+		return -1;
+	}
+	if (mem_grow(&options->pools, &options->cap_pools, options->nr_pools + 1, sizeof *options->pools) < 0)
+		return -1;
+	struct pool_config *pool = &options->pools[options->nr_pools++];
+	*pool = (struct pool_config){strndup(text, (size_t)(colon - text)), strdup(colon + 1)};
+	return pool->name && pool->dir ? 0 : -1;
+}
+
+static int take_clone_mode(struct options *options, const char *mode)
+{
+	if (strcmp(mode, "full") != 0 && strcmp(mode, "thin") != 0) {
+		fprintf(stderr, "vmsnapfs: clone=%s: full (copies that depend on nothing) or thin (overlays)\n", mode);
+		return -1;
+	}
+	options->clone_full = strcmp(mode, "full") == 0;
+	return 0;
+}
+
 static int take_word(struct options *options, const char *word)
 {
 	char **slot = !options->source ? &options->source : !options->mountpoint ? &options->mountpoint : NULL;
@@ -90,6 +117,10 @@ static int take_option(void *data, const char *arg, int key, struct fuse_args *o
 		return take_word(options, arg);
 	case KEY_TRUST:
 		return add_trusts(options, arg + strlen("trust="));
+	case KEY_POOL:
+		return add_pool(options, arg + strlen("pool="));
+	case KEY_CLONE:
+		return take_clone_mode(options, arg + strlen("clone="));
 	case KEY_RO:
 		options->read_only = 1;
 		return 1;
@@ -175,6 +206,8 @@ void options_help(void)
 	       "\n"
 	       "    -o store=DIR           where clones lie (SOURCE/.vmsnapfs)\n"
 	       "    -o snapshots=DIR       libvirt's snapshot metadata, where it isn't beside the domain XML\n"
+	       "    -o pool=NAME:DIR       a further directory for images, shown as MOUNTPOINT/pools/NAME; may be given several times\n"
+	       "    -o clone=full|thin     what mkdir and cp make: copies that depend on nothing, or overlays (thin)\n"
 	       "    -o trust=DIR[:DIR...]  follow the names of backing files into these directories, too\n"
 	       "    -o block_devices       images may be block devices\n"
 	       "    -o ro                  change nothing, not even clones\n"
@@ -227,6 +260,14 @@ static int make_real_or_new(char **dir)
 	return 0;
 }
 
+static int make_pool_real(struct pool_config *pool)
+{
+	char *dir = (char *)(uintptr_t)pool->dir;
+	int err = make_real(&dir);
+	pool->dir = dir;
+	return err;
+}
+
 char *options_store_dir(const struct options *options)
 {
 	char *dir;
@@ -244,10 +285,15 @@ int options_check(struct options *options)
 		err = make_real(&options->snapshots);
 	for (size_t i = 0; !err && i < options->nr_trust; i++)
 		err = make_real(&options->trust[i]);
+	for (size_t i = 0; !err && i < options->nr_pools; i++)
+		err = make_pool_real(&options->pools[i]);
 	if (err)
 		return err;
 	auto_free char *store_dir = options_store_dir(options);
-	return store_dir ? mountpoint_prepare(&options->mountpoint, options->source, store_dir) : -ENOMEM;
+	err = store_dir ? mountpoint_prepare(&options->mountpoint, options->source, store_dir) : -ENOMEM;
+	for (size_t i = 0; !err && i < options->nr_pools; i++)
+		err = mountpoint_check_apart(options->mountpoint, "pool", options->pools[i].dir);
+	return err;
 }
 
 void options_done(struct options *options)
@@ -260,5 +306,10 @@ void options_done(struct options *options)
 	for (size_t i = 0; i < options->nr_trust; i++)
 		free(options->trust[i]);
 	free(options->trust);
+	for (size_t i = 0; i < options->nr_pools; i++) {
+		free((char *)(uintptr_t)options->pools[i].name);
+		free((char *)(uintptr_t)options->pools[i].dir);
+	}
+	free(options->pools);
 	fuse_opt_free_args(&options->args);
 }

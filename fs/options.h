@@ -6,6 +6,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "store/store.h"
+
 struct options {
 	int foreground, debug, show_help, show_version;
 	int read_only, allow_devices, allow_other;
@@ -18,6 +20,9 @@ struct options {
 	char *snapshots;
 	char **trust;
 	size_t nr_trust, cap_trust;
+	struct pool_config *pools; /* both strings of each are ours */
+	size_t nr_pools, cap_pools;
+	bool clone_full;
 	struct fuse_args args; /* what is left: for fuse_session_new */
 };
 

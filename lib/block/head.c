@@ -435,21 +435,42 @@ static int copy_owner(const struct head *head, const char *tmp)
 	return fchownat(head->dirfd, tmp, st.st_uid, st.st_gid, AT_SYMLINK_NOFOLLOW) < 0 && errno != EPERM ? -errno : 0;
 }
 
-int head_rebuild(struct head *head, const struct overlay_spec *spec, struct view *below)
+void head_set_names(struct head *head, const struct head_names *names)
 {
-	char tmp[300];
-	if ((size_t)snprintf(tmp, sizeof tmp, ".%s.new", head->name) >= sizeof tmp)
+	head->names = names;
+}
+
+static int temporary_name(const struct head *head, char tmp[HEAD_TEMPORARY_MAX])
+{
+	if (head->names)
+		return head->names->temporary(head->names, head->name, tmp);
+	if (snprintf(tmp, HEAD_TEMPORARY_MAX, ".%s.new", head->name) >= HEAD_TEMPORARY_MAX)
 		return -ENAMETOOLONG;
 	unlinkat(head->dirfd, tmp, 0);
-	int err = overlay_create(head->dirfd, tmp, spec, 0600);
+	return 0;
+}
+
+static int take_name(const struct head *head, const char *tmp)
+{
+	if (head->names)
+		return head->names->take_name(head->names, head->name, tmp);
+	return renameat(head->dirfd, tmp, head->dirfd, head->name) < 0 ? -errno : 0;
+}
+
+int head_rebuild(struct head *head, const struct overlay_spec *spec, struct view *below)
+{
+	char tmp[HEAD_TEMPORARY_MAX];
+	int err = temporary_name(head, tmp);
+	if (!err)
+		err = overlay_create(head->dirfd, tmp, spec, 0600);
 	if (err)
 		return err;
 	struct head fresh = {.fd = -1};
 	err = copy_owner(head, tmp);
 	if (!err)
 		err = load_replacement(head, tmp, &fresh, NULL);
-	if (!err && renameat(head->dirfd, tmp, head->dirfd, head->name) < 0)
-		err = -errno;
+	if (!err)
+		err = take_name(head, tmp);
 	if (err) {
 		tables_done(&fresh);
 		space_done(&fresh.space);

@@ -47,6 +47,15 @@ struct head;
  * -EBUSY: somebody else has it open. -EUCLEAN, -EOPNOTSUPP, -EIO, -ENOSPC. */
 int head_open(int dirfd, const char *name, const char *path, struct view *below, struct head **ret, struct reason *why);
 
+/* Who keeps a list of the directory's files says how a new one takes the place of the head's: TEMPORARY gives it a name that nothing has, TAKE_NAME renames it.
+ * NAMES outlives the head. */
+#define HEAD_TEMPORARY_MAX 300
+struct head_names {
+	int (*temporary)(const struct head_names *names, const char *name, char tmp[HEAD_TEMPORARY_MAX]);
+	int (*take_name)(const struct head_names *names, const char *name, const char *tmp);
+};
+void head_set_names(struct head *head, const struct head_names *names);
+
 /* Writes everything back, marks the file clean, makes it stable, and frees the head, whatever is returned. */
 int head_close(struct head *head);
 

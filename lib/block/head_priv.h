@@ -138,6 +138,7 @@ struct head {
 	const struct head_kind *kind;
 	int dirfd; /* borrowed */
 	char *name, *path;
+	const struct head_names *names; /* NULL: nobody keeps a list */
 	int fd;
 	bool is_device; /* a block device: its size is what it is */
 	enum image_lock_kind locks; /* on fd */

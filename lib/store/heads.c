@@ -112,7 +112,13 @@ int head_attach(struct store *store, struct open_head *oh, const char *layer, st
 	if (err)
 		return err;
 	const struct layer_place at = layer_place(store, layer);
-	err = head_open(at.dirfd, at.name, path, beneath, &oh->head, why);
+	if (layer_format(layer) == IMAGE_RAW)
+		err = beneath ? -EUCLEAN : head_open_raw(at.dirfd, at.name, path, &oh->head, why);
+	else
+		err = head_open(at.dirfd, at.name, path, beneath, &oh->head, why);
+	const struct pool *pool = err ? NULL : layer_pool(store, layer);
+	if (pool)
+		head_set_names(oh->head, &pool->head_names);
 	if (err) {
 		oh->lost_err = err;
 		head_relock(oh, NULL, NULL);

@@ -122,10 +122,10 @@ void layer_temporary_name(char temporary[LAYER_NAME_MAX + 8], const char *name)
 	snprintf(temporary, LAYER_NAME_MAX + 8, ".%s.m", slash ? slash + 1 : name);
 }
 
-static bool is_pool_file(const struct store *store, const struct pool *pool, const char *real_path, char name[LAYER_NAME_MAX])
+static bool is_pool_file(struct pool *pool, const char *real_path, char name[LAYER_NAME_MAX])
 {
 	const char *file = path_below(real_path, pool->dir);
-	if (!file || strchr(file, '/') || strlen(pool->name) + strlen(file) + 2 > LAYER_NAME_MAX || !pool_owns(store, pool, file))
+	if (!file || strchr(file, '/') || strlen(pool->name) + strlen(file) + 2 > LAYER_NAME_MAX || !pool_owns(pool, file))
 		return false;
 	snprintf(name, LAYER_NAME_MAX, "%s/%s", pool->name, file);
 	return true;
@@ -139,7 +139,7 @@ bool layer_of_path(const struct store *store, const char *real_path, char name[L
 		return true;
 	}
 	for (size_t i = 0; i < store->nr_pools; i++)
-		if (is_pool_file(store, &store->pools[i], real_path, name))
+		if (is_pool_file(&store->pools[i], real_path, name))
 			return true;
 	return false;
 }

@@ -110,6 +110,17 @@ int layers_add(struct store *store, const char *name, const char *beneath)
 	return err;
 }
 
+/* As layers_add(). -EEXIST: another layer has the name, which in a pool somebody chose. */
+static int add_new(struct store *store, const char *name, const char *beneath)
+{
+	pthread_mutex_lock(&store->lock);
+	int err = layer_row_find_locked(&store->layers, name) ? -EEXIST : can_lie_over_locked(&store->layers, beneath) ? 0 : -ESTALE;
+	if (!err)
+		err = row_add_locked(&store->layers, name, beneath, 1);
+	pthread_mutex_unlock(&store->lock);
+	return err;
+}
+
 int layers_pin(struct store *store, const char *name)
 {
 	pthread_mutex_lock(&store->lock);
@@ -177,31 +188,25 @@ int layer_create(struct store *store, const struct overlay_spec *spec, const cha
 		layer_name_beside(name, beneath ? beneath : "", ".qcow2");
 	if (beneath && !spec->backing_name)
 		err = name_beneath(store, name, beneath, &overlay, &backing, why);
-	struct layer_place at = layer_place(store, name);
 	if (err)
 		return err;
 	/* In the table first: a sweep must not take the file for the rest of something. */
-	err = layers_add(store, name, beneath);
+	err = add_new(store, name, beneath);
+	if (err == -EEXIST)
+		return reason_set(why, err, "%s exists", name);
 	if (err == -ESTALE)
 		return reason_set(why, err, "what it should lie over has been deleted");
 	if (err)
 		return err;
-	err = overlay_create(at.dirfd, at.name, &overlay, (owner->mode & 0777) | 0600);
-	if (err) {
+	err = layer_file_make_overlay(store, name, &overlay, owner, why);
+	if (err)
 		layers_forget(store, name);
-		return reason_set(why, err, "%s/%s: %s", at.dir, at.name, strerror(-err));
-	}
-	/* Fails where we aren't root: then all is ours. */
-	if ((owner->uid != geteuid() || owner->gid != getegid()) &&
-	    fchownat(at.dirfd, at.name, owner->uid, owner->gid, AT_SYMLINK_NOFOLLOW) < 0 && errno != EPERM)
-		store_event(store, NULL, "%s/%s: can't be given to user %u: %s", at.dir, at.name, owner->uid, strerror(errno));
-	return 0;
+	return err;
 }
 
 void layer_abandon(struct store *store, const char *name)
 {
-	struct layer_place at = layer_place(store, name);
-	unlinkat(at.dirfd, at.name, 0);
+	layer_file_unlink(store, name);
 	layers_forget(store, name);
 }
 
@@ -224,7 +229,9 @@ int layer_settle(struct store *store, const char *name, struct overlay_facts *re
 {
 	struct layer_place at = layer_place(store, name);
 	auto_free char *path = layer_path(store, name);
-	return path ? overlay_settle(at.dirfd, at.name, path, ret, why) : -ENOMEM;
+	if (!path)
+		return -ENOMEM;
+	return layer_format(name) == IMAGE_RAW ? raw_settle(at.dirfd, at.name, path, ret, why) : overlay_settle(at.dirfd, at.name, path, ret, why);
 }
 
 int layer_allocated(struct store *store, const char *name, uint64_t *ret_bytes)
@@ -361,10 +368,8 @@ void layers_unlink_unneeded(struct store *store)
 		nr = take_unneeded_locked(&store->layers, &unneeded);
 	}
 	pthread_mutex_unlock(&store->lock);
-	for (size_t i = 0; i < nr; i++) {
-		struct layer_place at = layer_place(store, unneeded[i]);
-		unlinkat(at.dirfd, at.name, 0);
-	}
+	for (size_t i = 0; i < nr; i++)
+		layer_file_unlink(store, unneeded[i]);
 	if (nr) {
 		flats_trim(store->flats);
 		image_cache_trim(store->images);
@@ -471,9 +476,36 @@ int layers_load(struct store *store, struct reason *why)
 	return err ? err : load_disks(store, false, why);
 }
 
+struct wanted {
+	const char *layer;
+	bool found;
+};
+
+static void note_wanted(void *ctx, const struct vm_disk *disk)
+{
+	struct wanted *w = ctx;
+	if (disk->full_base && strcmp(disk->full_base, w->layer) == 0)
+		w->found = true;
+}
+
+/* In the table, or about to be made. */
+static bool is_wanted(void *ctx, const char *layer)
+{
+	struct store *store = ctx;
+	struct wanted wanted = {layer, layer_row_find_locked(&store->layers, layer)};
+	for (size_t e = 0; !wanted.found && e < store->nr_entries; e++)
+		if (store->entries[e]->vm)
+			vm_each_layer(store->entries[e]->vm, note_wanted, &wanted);
+	return wanted.found;
+}
+
 static bool is_leftover(struct store *store, const char *name)
 {
-	return layer_is_leftover_name(name) && !layer_row_find_locked(&store->layers, name);
+	char made[LAYER_NAME_MAX];
+	size_t len = strlen(name);
+	bool is_part = len > 5 && len < sizeof made && strcmp(name + len - 5, ".part") == 0;
+	snprintf(made, sizeof made, "%.*s", (int)(is_part ? len - 5 : len), name);
+	return layer_is_leftover_name(name) && !is_wanted(store, made);
 }
 
 void layers_clear_leftovers(struct store *store)
@@ -485,4 +517,6 @@ void layers_clear_leftovers(struct store *store)
 		if (is_leftover(store, de->d_name))
 			unlinkat(store->layers_fd, de->d_name, 0);
 	closedir(dir);
+	for (size_t i = 0; i < store->nr_pools; i++)
+		pool_clear_leftovers(store, &store->pools[i], is_wanted, store);
 }

@@ -15,11 +15,10 @@
 
 #include "base/reason.h"
 #include "block/head.h"
+#include "store/layer_files.h"
 
 struct store;
 struct vm;
-
-#define LAYER_NAME_MAX 256 /* "UUID.qcow2", or "POOL/FILE" */
 
 struct layer_row {
 	struct layer_row *next; /* in its bucket */
@@ -91,13 +90,6 @@ int layers_add(struct store *store, const char *name, const char *beneath);
 int layers_pin(struct store *store, const char *name);
 void layers_unpin(struct store *store, const char *name);
 void layers_set_beneath(struct store *store, const char *name, const char *beneath);
-
-/* Who a new file belongs to. */
-struct layer_owner {
-	mode_t mode;
-	uid_t uid;
-	gid_t gid;
-};
 
 /* Makes an overlay, pinned and stable (but for the directory), under NAME, or, where that is "", under a new one beside BENEATH or in STORE/layers, which
  * is put there. BENEATH: the layer of the store that SPEC's backing file is, or NULL. Where SPEC names no backing file, BENEATH is named. */
@@ -178,7 +170,7 @@ void layers_cancel_run(struct store *store, const char *name);
 /* A snapshot of VM was deleted: what was cancelled in its chains is merged with that. */
 void layers_resume_runs(struct store *store, const struct vm *vm);
 
-/* At the start: unlinks every file of ours in STORE/layers that isn't in the table. */
+/* At the start: unlinks every file of ours, in STORE/layers and in the pools, that isn't in the table, nor is what a disk shall become. */
 void layers_clear_leftovers(struct store *store);
 
 void layers_done(struct layers *layers);

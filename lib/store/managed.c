@@ -445,6 +445,32 @@ static void clear_temporaries(struct store *store, const char *uuid)
 	closedir(dir);
 }
 
+struct missing {
+	struct store *store;
+	const struct vm *vm;
+};
+
+/* Before the description is published: nobody else has it. */
+static void note_missing_pool(void *ctx, const struct vm_disk *seen)
+{
+	const struct missing *m = ctx;
+	struct vm_disk *disk = (struct vm_disk *)(uintptr_t)seen;
+	struct reason why = {0};
+	int err = layer_check_place(m->store, disk->layer, &why);
+	if (!err || disk->error)
+		return;
+	disk->error = err;
+	free(disk->error_text);
+	disk->error_text = strdup(why.text);
+	store_event(m->store, m->vm->name, "disk %s: %s", disk->file_name, why.text);
+}
+
+static void note_missing_pools(struct store *store, struct vm *vm)
+{
+	struct missing missing = {store, vm};
+	vm_each_layer(vm, note_missing_pool, &missing);
+}
+
 static int load_one(struct store *store, const char *uuid)
 {
 	struct reason why = {0};
@@ -454,6 +480,8 @@ static int load_one(struct store *store, const char *uuid)
 		return err; /* the rest of an operation that didn't come to its end */
 	if (!err)
 		err = make_name_unique(store, vm);
+	if (!err)
+		note_missing_pools(store, vm);
 	struct entry *entry = err ? NULL : table_intern(store, uuid);
 	if (!err)
 		err = entry ? table_publish(store, entry, vm) : -ENOMEM;

@@ -20,6 +20,8 @@
 
 #define MANIFEST_NAME "vm.xml"
 
+static const char *const place_words[NR_PLACES] = {[PLACE_VMS] = "vms", [PLACE_CLONES] = "clones", [PLACE_POOLS] = "pools"};
+
 int manifest_check_file_name(const char *name)
 {
 	if (strlen(name) > 255)
@@ -174,7 +176,7 @@ static int render(const struct vm *vm, bool fresh_only, char **ret_text, size_t 
 	struct strbuf b = {0};
 	strbuf_addf(&b, "<vm");
 	add_attr(&b, "uuid", vm->uuid);
-	add_attr(&b, "place", vm->place == PLACE_VMS ? "vms" : "clones");
+	add_attr(&b, "place", place_words[vm->place]);
 	strbuf_addf(&b, " created='%" PRId64 "' mode='%04o'>\n", vm->created, (unsigned)vm->mode);
 	add_element(&b, "  ", "name", vm->name);
 	add_element(&b, "  ", "origin", vm->origin);
@@ -447,9 +449,12 @@ static int parse_identity(xmlNodePtr root, const char *uuid, struct vm *vm, stru
 	vm->uuid = xml_attr(root, "uuid");
 	if (!vm->uuid || strcmp(vm->uuid, uuid) != 0)
 		return bad(why, "uuid");
-	if (!place || (strcmp(place, "vms") != 0 && strcmp(place, "clones") != 0))
+	int word = 0;
+	while (word < NR_PLACES && (!place || strcmp(place, place_words[word]) != 0))
+		word++;
+	if (word == NR_PLACES)
 		return bad(why, "place");
-	vm->place = strcmp(place, "vms") == 0 ? PLACE_VMS : PLACE_CLONES;
+	vm->place = (enum vm_place)word;
 	vm->created = created ? strtoll(created, NULL, 10) : 0;
 	vm->mode = mode ? (mode_t)strtoul(mode, NULL, 8) & 0444 : 0400;
 	vm->name = exact_text(root, "name");

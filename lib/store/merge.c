@@ -25,6 +25,13 @@ static int size_of(struct store *store, const char *name, uint64_t *ret, struct 
 	return err;
 }
 
+/* Of the top: by one rename in one directory, and what the name says of the format stays true. */
+static bool can_take_place(const struct merge *m, size_t i)
+{
+	const char *top = m->run.names[0], *name = m->run.names[i];
+	return layers_share_dir(top, name) && layer_format(top) == layer_format(name);
+}
+
 /* The layer with most data stays where it is; the others' bytes move. */
 static int choose(struct merge *m, struct reason *why)
 {
@@ -37,7 +44,7 @@ static int choose(struct merge *m, struct reason *why)
 		total += bytes;
 		if (!err && i)
 			err = size_of(m->store, m->run.names[i], &size, why);
-		if (bytes > most && (i == 0 || (size == top_size && !m->pull_only))) {
+		if (bytes > most && (i == 0 || (size == top_size && !m->pull_only && can_take_place(m, i)))) {
 			most = bytes;
 			m->into = i;
 		}

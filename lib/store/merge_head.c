@@ -157,14 +157,19 @@ static int take_name(struct merge *m, const char *tmp, const char *moved, bool *
 {
 	const struct layer_place top = layer_place(m->store, m->run.names[0]);
 	int dirfd = top.dirfd;
-	if (renameat(dirfd, tmp, dirfd, top.name) < 0)
-		return -errno;
-	int err = dir_sync(dirfd);
+	int err = layer_file_replace(m->store, m->run.names[0], tmp);
+	if (!err)
+		err = dir_sync(dirfd);
+	else
+		return err;
 	if (!err)
 		return 0;
 	/* What will be written to it would be lost with the name. So far, either file under that name shows the same. */
 	*ret_unsure = true;
-	return linkat(dirfd, moved, dirfd, tmp, 0) == 0 && renameat(dirfd, tmp, dirfd, top.name) == 0 ? err : 0;
+	char again[LAYER_TEMPORARY_MAX];
+	bool back = layer_file_begin_replace(m->store, m->run.names[0], again) == 0 && linkat(dirfd, moved, dirfd, again, 0) == 0 &&
+		    layer_file_replace(m->store, m->run.names[0], again) == 0;
+	return back ? err : 0;
 }
 
 /* The head's file becomes MOVED, under which it is frozen, and a new overlay over that has the head's name. */
@@ -174,10 +179,13 @@ static int put_over(struct hold *h, const char *moved, const struct overlay_spec
 	const struct layer_place top = layer_place(m->store, m->run.names[0]);
 	int dirfd = top.dirfd;
 	const char *moved_file = spec->backing_name;
-	char tmp[LAYER_NAME_MAX + 8];
-	layer_temporary_name(tmp, top.name);
-	unlinkat(dirfd, tmp, 0);
-	int err = linkat(dirfd, top.name, dirfd, moved_file, 0) < 0 ? -errno : overlay_create(dirfd, tmp, spec, 0600);
+	char tmp[LAYER_TEMPORARY_MAX];
+	int err = layer_file_begin_replace(m->store, m->run.names[0], tmp);
+	if (err)
+		return err;
+	err = layer_file_link(m->store, m->run.names[0], moved);
+	if (!err)
+		err = overlay_create(dirfd, tmp, spec, 0600);
 	if (!err)
 		err = merge_look_like(dirfd, tmp, owner);
 	/* What is beneath is stable before it is named, and the head written back. */

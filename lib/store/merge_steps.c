@@ -215,15 +215,16 @@ static int take_place_locked(struct merge *m, struct reason *why)
 {
 	struct store *store = m->store;
 	const struct layer_place top = layer_place(store, m->run.names[0]), dest = layer_place(store, m->run.names[m->into]);
-	char tmp[LAYER_NAME_MAX + 8];
-	layer_temporary_name(tmp, top.name);
+	char tmp[LAYER_TEMPORARY_MAX];
 	if (!layers_run_is_current(store, &m->run))
 		return MERGE_AGAIN;
-	unlinkat(top.dirfd, tmp, 0);
-	if (linkat(dest.dirfd, dest.name, top.dirfd, tmp, 0) < 0)
-		return reason_set(why, -errno, "%s/%s: %s", top.dir, tmp, strerror(errno));
-	if (renameat(top.dirfd, tmp, top.dirfd, top.name) < 0) {
-		int err = -errno;
+	int err = layer_file_begin_replace(store, m->run.names[0], tmp);
+	if (!err && linkat(dest.dirfd, dest.name, top.dirfd, tmp, 0) < 0)
+		err = -errno;
+	if (err)
+		return reason_set(why, err, "%s/%s: %s", top.dir, top.name, strerror(-err));
+	err = layer_file_replace(store, m->run.names[0], tmp);
+	if (err) {
 		unlinkat(top.dirfd, tmp, 0);
 		return reason_set(why, err, "%s/%s: %s", top.dir, top.name, strerror(-err));
 	}

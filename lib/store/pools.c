@@ -4,11 +4,53 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/mem.h"
 #include "base/name.h"
 #include "store/store_internal.h"
+
+static bool is_below(const char *path, const char *dir)
+{
+	size_t len = dir ? strlen(dir) : 0;
+	return len && strncmp(path, dir, len) == 0 && (!path[len] || path[len] == '/');
+}
+
+static int open_ledger_dir(int at, const char *name, bool make)
+{
+	if (make && mkdirat(at, name, 0700) < 0 && errno != EEXIST)
+		return -errno;
+	int fd = openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	return fd < 0 ? -errno : fd;
+}
+
+/* A store that can only be read may have none: then nothing is known to be ours. */
+static int open_ledger(struct store *store, struct pool *pool, struct reason *why)
+{
+	if (store->store_fd < 0)
+		return 0;
+	auto_close int all = open_ledger_dir(store->store_fd, "pools", store->writable);
+	pool->ledger_fd = all < 0 ? all : open_ledger_dir(all, pool->name, store->writable);
+	int err = pool->ledger_fd < 0 ? pool->ledger_fd : 0;
+	if (err)
+		pool->ledger_fd = -1;
+	return err && store->writable ? reason_set(why, err, "%s/pools/%s: %s", store->store_dir, pool->name, strerror(-err)) : 0;
+}
+
+/* A directory with two names would have two ledgers. */
+static int check_apart(const struct store *store, const struct pool *pool, struct reason *why)
+{
+	struct stat st, other;
+	if (store->store_fd >= 0 && is_below(pool->dir, store->store_dir))
+		return reason_set(why, -EINVAL, "pool %s: %s lies inside the store %s", pool->name, pool->dir, store->store_dir);
+	if (fstat(pool->dirfd, &st) < 0)
+		return -errno;
+	for (const struct pool *p = store->pools; p < pool; p++)
+		if (fstat(p->dirfd, &other) == 0 && other.st_dev == st.st_dev && other.st_ino == st.st_ino)
+			return reason_set(why, -EINVAL, "pools %s and %s are one directory, %s", p->name, pool->name, pool->dir);
+	return 0;
+}
 
 static int open_pool(struct store *store, const struct pool_config *config, struct reason *why)
 {
@@ -17,11 +59,15 @@ static int open_pool(struct store *store, const struct pool_config *config, stru
 	if (pool_find(store, config->name, strlen(config->name)))
 		return reason_set(why, -EINVAL, "two pools are called %s", config->name);
 	struct pool *pool = &store->pools[store->nr_pools++];
-	*pool = (struct pool){.name = strdup(config->name), .dir = strdup(config->dir), .dirfd = -1};
+	*pool = (struct pool){.name = strdup(config->name), .dir = strdup(config->dir), .dirfd = -1, .ledger_fd = -1, .head_names = pool_head_names};
+	pthread_mutex_init(&pool->lock, NULL);
 	if (!pool->name || !pool->dir)
 		return -ENOMEM;
 	pool->dirfd = open(config->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	return pool->dirfd < 0 ? reason_set(why, -errno, "pool %s: %s: %s", config->name, config->dir, strerror(errno)) : 0;
+	if (pool->dirfd < 0)
+		return reason_set(why, -errno, "pool %s: %s: %s", config->name, config->dir, strerror(errno));
+	int err = check_apart(store, pool, why);
+	return err ? err : open_ledger(store, pool, why);
 }
 
 int pools_open(struct store *store, const struct pool_config *configs, size_t nr, struct reason *why)
@@ -38,27 +84,23 @@ int pools_open(struct store *store, const struct pool_config *configs, size_t nr
 void pools_close(struct store *store)
 {
 	for (size_t i = 0; i < store->nr_pools; i++) {
-		free(store->pools[i].name);
-		free(store->pools[i].dir);
-		if (store->pools[i].dirfd >= 0)
-			close(store->pools[i].dirfd);
+		struct pool *pool = &store->pools[i];
+		free(pool->name);
+		free(pool->dir);
+		if (pool->dirfd >= 0)
+			close(pool->dirfd);
+		if (pool->ledger_fd >= 0)
+			close(pool->ledger_fd);
+		pthread_mutex_destroy(&pool->lock);
 	}
 	free(take_ptr(store->pools));
 	store->nr_pools = 0;
 }
 
-const struct pool *pool_find(const struct store *store, const char *name, size_t name_len)
+struct pool *pool_find(const struct store *store, const char *name, size_t name_len)
 {
 	for (size_t i = 0; i < store->nr_pools; i++)
 		if (strlen(store->pools[i].name) == name_len && memcmp(store->pools[i].name, name, name_len) == 0)
 			return &store->pools[i];
 	return NULL;
-}
-
-bool pool_owns(const struct store *store, const struct pool *pool, const char *file)
-{
-	(void)store;
-	(void)pool;
-	(void)file;
-	return false;
 }

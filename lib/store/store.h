@@ -5,6 +5,7 @@
  *   STORE/lock                      one daemon at a time (holds its pid)
  *   STORE/layers/UUID.qcow2, .raw   every layer, once; backing names relative where both lie below SOURCE or the store
  *   STORE/vms/UUID/vm.xml           name, place, disks and their layers, configuration
+ *   STORE/pools/NAME/FILE           the files that were made in a pool: see pools.h
  *   STORE/jobs/ID.xml               work in the background (ID is that of the VM and disk it works for)
  *   STORE/events.log
  *

@@ -321,6 +321,6 @@ void table_done(struct store *store)
 	}
 	free(store->entries);
 	intern_done(&store->keys);
-	free(store->index[0].entries);
-	free(store->index[1].entries);
+	for (int place = 0; place < NR_PLACES; place++)
+		free(store->index[place].entries);
 }

@@ -1,0 +1,211 @@
+#include "store/layer_files.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/file.h"
+#include "base/mem.h"
+#include "store/store_internal.h"
+
+struct pool *layer_pool(const struct store *store, const char *name)
+{
+	const char *slash = strchr(name, '/');
+	return slash ? pool_find(store, name, (size_t)(slash - name)) : NULL;
+}
+
+int layer_check_place(const struct store *store, const char *name, struct reason *why)
+{
+	const char *slash = strchr(name, '/');
+	if (!slash || layer_pool(store, name))
+		return 0;
+	int len = (int)(slash - name);
+	return reason_set(why, -ENODEV, "it lies in the pool %.*s, which isn't given: mount with -o pool=%.*s:DIR", len, name, len, name);
+}
+
+static int complain(struct reason *why, const struct layer_place *at, int err)
+{
+	return reason_set(why, err, "%s/%s: %s", at->dir, at->name, strerror(-err));
+}
+
+/* Where we aren't root all is ours, whoever asked. */
+static void give_to(struct store *store, const struct layer_place *at, int fd, const struct layer_owner *owner)
+{
+	if ((owner->uid != geteuid() || owner->gid != getegid()) && fchown(fd, owner->uid, owner->gid) < 0 && errno != EPERM)
+		store_event(store, NULL, "%s/%s: can't be given to user %u: %s", at->dir, at->name, owner->uid, strerror(errno));
+}
+
+/* --- overlays ------------------------------------------------------------------------------------------------------------ */
+
+static int make_in_pool(struct pool *pool, const struct layer_place *at, const struct overlay_spec *spec, mode_t mode, char part[POOL_PART_MAX])
+{
+	int err = pool_part_begin(pool, at->name, POOL_NEW, part);
+	if (!err && !*part) {
+		pool_part_abandon(pool, at->name);
+		err = -EEXIST; /* a block device */
+	}
+	if (!err) {
+		err = overlay_create(at->dirfd, part, spec, mode);
+		if (err)
+			pool_part_abandon(pool, at->name);
+	}
+	return err;
+}
+
+int layer_file_make_overlay(struct store *store, const char *name, const struct overlay_spec *spec, const struct layer_owner *owner, struct reason *why)
+{
+	int err = layer_check_place(store, name, why);
+	if (err)
+		return err;
+	struct pool *pool = layer_pool(store, name);
+	struct layer_place at = layer_place(store, name), made = at;
+	mode_t mode = (owner->mode & 0777) | 0600;
+	char part[POOL_PART_MAX];
+	err = pool ? make_in_pool(pool, &at, spec, mode, part) : overlay_create(at.dirfd, at.name, spec, mode);
+	if (err)
+		return complain(why, &at, err);
+	made.name = pool ? part : at.name;
+	auto_close int fd = openat(made.dirfd, made.name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+	if (fd >= 0)
+		give_to(store, &at, fd, owner);
+	err = pool ? pool_part_publish(pool, at.name, POOL_NEW) : 0;
+	if (err) {
+		pool_part_abandon(pool, at.name);
+		return complain(why, &at, err);
+	}
+	return 0;
+}
+
+/* --- raw files ----------------------------------------------------------------------------------------------------------- */
+
+static void part_name(char part[LAYER_TEMPORARY_MAX], const char *name)
+{
+	snprintf(part, LAYER_TEMPORARY_MAX, "%s.part", name);
+}
+
+static int open_part(struct store *store, const struct layer_place *at, const char *part, const struct layer_owner *owner, bool again)
+{
+	int fd = openat(at->dirfd, part, O_RDWR | O_NOFOLLOW | O_CLOEXEC | O_CREAT | (again ? 0 : O_EXCL), (owner->mode & 0777) | 0600);
+	if (fd < 0)
+		return -errno;
+	give_to(store, at, fd, owner);
+	return fd;
+}
+
+static int begin_in_pool(struct store *store, struct pool *pool, const struct layer_place *at, const struct layer_owner *owner, bool again)
+{
+	char part[POOL_PART_MAX];
+	int err = pool_part_begin(pool, at->name, again ? POOL_CONTINUE : POOL_NEW, part);
+	if (err)
+		return err;
+	int fd = *part ? open_part(store, at, part, owner, again) : openat(at->dirfd, at->name, O_RDWR | O_CLOEXEC);
+	err = fd < 0 ? -errno : 0;
+	if (fd < 0 && !again)
+		pool_part_abandon(pool, at->name);
+	return err ? err : fd;
+}
+
+static int begin_in_store(struct store *store, const struct layer_place *at, const struct layer_owner *owner, bool again)
+{
+	char part[LAYER_TEMPORARY_MAX];
+	part_name(part, at->name);
+	return faccessat(at->dirfd, at->name, F_OK, AT_SYMLINK_NOFOLLOW) == 0 ? -EEXIST : open_part(store, at, part, owner, again);
+}
+
+int layer_file_begin(struct store *store, const char *name, const struct layer_owner *owner, bool again, int *ret_fd, struct reason *why)
+{
+	int err = layer_check_place(store, name, why);
+	if (err)
+		return err;
+	struct pool *pool = layer_pool(store, name);
+	struct layer_place at = layer_place(store, name);
+	int fd = pool ? begin_in_pool(store, pool, &at, owner, again) : begin_in_store(store, &at, owner, again);
+	if (fd < 0)
+		return complain(why, &at, fd);
+	*ret_fd = fd;
+	return 0;
+}
+
+static int finish_in_store(const struct layer_place *at)
+{
+	char part[LAYER_TEMPORARY_MAX];
+	part_name(part, at->name);
+	return renameat(at->dirfd, part, at->dirfd, at->name) < 0 ? -errno : 0;
+}
+
+int layer_file_finish(struct store *store, const char *name, struct reason *why)
+{
+	int err = layer_check_place(store, name, why);
+	if (err)
+		return err;
+	struct pool *pool = layer_pool(store, name);
+	struct layer_place at = layer_place(store, name);
+	err = pool ? pool_part_publish(pool, at.name, POOL_NEW) : finish_in_store(&at);
+	if (!err)
+		err = dir_sync(at.dirfd);
+	return err ? complain(why, &at, err) : 0;
+}
+
+void layer_file_cancel(struct store *store, const char *name)
+{
+	struct pool *pool = layer_pool(store, name);
+	struct layer_place at = layer_place(store, name);
+	char part[LAYER_TEMPORARY_MAX];
+	if (pool) {
+		pool_part_abandon(pool, at.name);
+	} else {
+		part_name(part, at.name);
+		unlinkat(at.dirfd, part, 0);
+	}
+}
+
+bool layer_file_is_finished(struct store *store, const char *name)
+{
+	struct pool *pool = layer_pool(store, name);
+	struct layer_place at = layer_place(store, name);
+	return pool ? pool_has(pool, at.name) : faccessat(at.dirfd, at.name, F_OK, AT_SYMLINK_NOFOLLOW) == 0;
+}
+
+/* --- names ------------------------------------------------------------------------------------------------------------------ */
+
+void layer_file_unlink(struct store *store, const char *name)
+{
+	struct pool *pool = layer_pool(store, name);
+	struct layer_place at = layer_place(store, name);
+	if (pool)
+		pool_unlink(pool, at.name);
+	else
+		unlinkat(at.dirfd, at.name, 0);
+}
+
+int layer_file_link(struct store *store, const char *name, const char *new_name)
+{
+	struct pool *pool = layer_pool(store, name);
+	struct layer_place from = layer_place(store, name), to = layer_place(store, new_name);
+	if (pool)
+		return pool == layer_pool(store, new_name) ? pool_link(pool, from.name, to.name) : -EXDEV;
+	return linkat(from.dirfd, from.name, to.dirfd, to.name, 0) < 0 ? -errno : 0;
+}
+
+int layer_file_begin_replace(struct store *store, const char *name, char tmp[LAYER_TEMPORARY_MAX])
+{
+	struct pool *pool = layer_pool(store, name);
+	struct layer_place at = layer_place(store, name);
+	if (pool)
+		return pool_part_begin(pool, at.name, POOL_REPLACE, tmp);
+	layer_temporary_name(tmp, name);
+	unlinkat(at.dirfd, tmp, 0);
+	return 0;
+}
+
+int layer_file_replace(struct store *store, const char *name, const char *tmp)
+{
+	struct pool *pool = layer_pool(store, name);
+	struct layer_place at = layer_place(store, name);
+	if (pool)
+		return pool_part_publish(pool, at.name, POOL_REPLACE);
+	return renameat(at.dirfd, tmp, at.dirfd, at.name) < 0 ? -errno : 0;
+}

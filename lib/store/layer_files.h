@@ -1,0 +1,54 @@
+/* The files of layers: made, named, unlinked. In a pool each step is in its ledger first (pools.h); in STORE/layers all files of certain names are ours. */
+#ifndef STORE_LAYER_FILES_H
+#define STORE_LAYER_FILES_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/types.h>
+
+#include "base/reason.h"
+#include "block/head.h"
+
+struct pool;
+struct store;
+
+#define LAYER_NAME_MAX 256 /* "UUID.qcow2", or "POOL/FILE" */
+#define LAYER_TEMPORARY_MAX (LAYER_NAME_MAX + 8)
+
+/* Who a new file belongs to. */
+struct layer_owner {
+	mode_t mode;
+	uid_t uid;
+	gid_t gid;
+};
+
+/* The pool that the layer NAME lies in; NULL: it lies in STORE/layers, or this mount doesn't have it. */
+struct pool *layer_pool(const struct store *store, const char *name);
+
+/* -ENODEV, with the reason: NAME lies in a pool that this mount doesn't have. */
+int layer_check_place(const struct store *store, const char *name, struct reason *why);
+
+/* Makes the overlay NAME. -EEXIST. */
+int layer_file_make_overlay(struct store *store, const char *name, const struct overlay_spec *spec, const struct layer_owner *owner, struct reason *why);
+
+/* An empty raw file that is to become the layer NAME, open for reading and writing; the caller closes it. It has a temporary name, under which the next start
+ * keeps it while a disk's full_base is NAME. -EEXIST: there is a file of that name, or one is being made. AGAIN: one that was begun earlier goes on with what
+ * is in it. Where NAME is a block device that is there, it is that one: -EBUSY where it is in use, and its old bytes are in it. */
+int layer_file_begin(struct store *store, const char *name, const struct layer_owner *owner, bool again, int *ret_fd, struct reason *why);
+/* It has all its bytes, and they are stable: it gets its name, durably. -EEXIST: another program has made a file of that name. */
+int layer_file_finish(struct store *store, const char *name, struct reason *why);
+/* It isn't going to be. */
+void layer_file_cancel(struct store *store, const char *name);
+/* Whether it has been through layer_file_finish(). */
+bool layer_file_is_finished(struct store *store, const char *name);
+
+/* Unlinks the file of a layer; in a pool only while it is the one that was made here. */
+void layer_file_unlink(struct store *store, const char *name);
+/* Gives the file of a layer a second name in its directory. */
+int layer_file_link(struct store *store, const char *name, const char *new_name);
+/* A temporary name in the directory of the layer NAME, for a file that is going to take its place; nothing has it. */
+int layer_file_begin_replace(struct store *store, const char *name, char tmp[LAYER_TEMPORARY_MAX]);
+/* It takes its place, by one rename. */
+int layer_file_replace(struct store *store, const char *name, const char *tmp);
+
+#endif

@@ -1,0 +1,432 @@
+/* The ledger of a pool, and what is done to the pool's files by it: see pools.h. Each function ends with the ledger and the directory agreeing, or
+ * with an entry that says more than is true (a name without a file, a second identity), which the next start puts right. */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/file.h"
+#include "base/mem.h"
+#include "base/name.h"
+#include "store/store_internal.h"
+
+#define ENTRY_MAX 4096
+#define PART_PREFIX ".vmsnapfs-"
+
+struct file_id {
+	uint64_t ino;
+	int64_t born; /* seconds; 0 where the filesystem doesn't know */
+	uint32_t born_ns;
+};
+
+struct pool_entry {
+	struct file_id ids[2];
+	size_t nr_ids;
+	char part[POOL_PART_MAX]; /* "": none */
+	bool is_device, is_filling;
+};
+
+/* --- files ------------------------------------------------------------------------------------------------------------- */
+
+static int id_of(int dirfd, const char *name, struct file_id *ret)
+{
+	struct statx stx;
+	if (statx(dirfd, name, AT_SYMLINK_NOFOLLOW, STATX_TYPE | STATX_INO | STATX_BTIME, &stx) < 0)
+		return -errno;
+	if (!S_ISREG(stx.stx_mode))
+		return -EINVAL;
+	*ret = (struct file_id){.ino = stx.stx_ino};
+	if (stx.stx_mask & STATX_BTIME) {
+		ret->born = stx.stx_btime.tv_sec;
+		ret->born_ns = stx.stx_btime.tv_nsec;
+	}
+	return 0;
+}
+
+static bool entry_lists(const struct pool_entry *entry, const struct file_id *id)
+{
+	for (size_t i = 0; i < entry->nr_ids; i++)
+		if (entry->ids[i].ino == id->ino && entry->ids[i].born == id->born && entry->ids[i].born_ns == id->born_ns)
+			return true;
+	return false;
+}
+
+static bool is_device(const struct pool *pool, const char *file)
+{
+	struct stat st;
+	return fstatat(pool->dirfd, file, &st, 0) == 0 && S_ISBLK(st.st_mode);
+}
+
+static bool entry_owns(const struct pool *pool, const struct pool_entry *entry, const char *file)
+{
+	struct file_id id;
+	if (entry->is_device)
+		return is_device(pool, file);
+	return id_of(pool->dirfd, file, &id) == 0 && entry_lists(entry, &id);
+}
+
+static bool is_there(const struct pool *pool, const char *file)
+{
+	return faccessat(pool->dirfd, file, F_OK, AT_SYMLINK_NOFOLLOW) == 0;
+}
+
+/* --- entries ------------------------------------------------------------------------------------------------------------ */
+
+static bool is_part_name(const char *name)
+{
+	return strncmp(name, PART_PREFIX, strlen(PART_PREFIX)) == 0 && strlen(name) < POOL_PART_MAX && !strchr(name, '/');
+}
+
+static int parse_line(struct pool_entry *entry, const char *line)
+{
+	struct file_id id;
+	if (sscanf(line, "file %" SCNu64 " %" SCNd64 ".%" SCNu32, &id.ino, &id.born, &id.born_ns) == 3 && entry->nr_ids < 2)
+		entry->ids[entry->nr_ids++] = id;
+	else if (strncmp(line, "part ", 5) == 0 && is_part_name(line + 5))
+		snprintf(entry->part, sizeof entry->part, "%s", line + 5);
+	else if (strcmp(line, "device") == 0)
+		entry->is_device = true;
+	else if (strcmp(line, "filling") == 0)
+		entry->is_filling = true;
+	else
+		return -EUCLEAN;
+	return 0;
+}
+
+/* -ENOENT: there is none. */
+static int entry_load(const struct pool *pool, const char *file, struct pool_entry *ret)
+{
+	*ret = (struct pool_entry){0};
+	auto_close int fd = openat(pool->ledger_fd, file, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+	auto_free char *text = NULL;
+	int err = fd < 0 ? -errno : file_load(fd, ENTRY_MAX, &text, NULL);
+	char *rest = text;
+	for (char *line = err ? NULL : strsep(&rest, "\n"); line && !err; line = strsep(&rest, "\n"))
+		if (*line)
+			err = parse_line(ret, line);
+	return err;
+}
+
+static int entry_save(const struct pool *pool, const char *file, const struct pool_entry *entry)
+{
+	char text[ENTRY_MAX];
+	size_t len = 0;
+	for (size_t i = 0; i < entry->nr_ids; i++)
+		len += (size_t)snprintf(text + len, sizeof text - len, "file %" PRIu64 " %" PRId64 ".%09" PRIu32 "\n", entry->ids[i].ino,
+					entry->ids[i].born, entry->ids[i].born_ns);
+	if (*entry->part)
+		len += (size_t)snprintf(text + len, sizeof text - len, "part %s\n", entry->part);
+	len += (size_t)snprintf(text + len, sizeof text - len, "%s%s", entry->is_device ? "device\n" : "", entry->is_filling ? "filling\n" : "");
+	return file_replace(pool->ledger_fd, file, text, len, 0600);
+}
+
+/* Needn't be stable: an entry too many does no harm. */
+static void entry_drop(const struct pool *pool, const char *file)
+{
+	unlinkat(pool->ledger_fd, file, 0);
+}
+
+static int ledger_check(const struct pool *pool, const char *file)
+{
+	if (pool->ledger_fd < 0)
+		return -EROFS;
+	return strlen(file) > POOL_FILE_MAX ? -ENAMETOOLONG : name_check(file);
+}
+
+static bool ask(struct pool *pool, const char *file, bool whole)
+{
+	struct pool_entry entry;
+	if (ledger_check(pool, file) < 0)
+		return false;
+	pthread_mutex_lock(&pool->lock);
+	bool owns = entry_load(pool, file, &entry) == 0 && entry_owns(pool, &entry, file) && !(whole && entry.is_filling);
+	pthread_mutex_unlock(&pool->lock);
+	return owns;
+}
+
+bool pool_owns(struct pool *pool, const char *file)
+{
+	return ask(pool, file, false);
+}
+
+bool pool_has(struct pool *pool, const char *file)
+{
+	return ask(pool, file, true);
+}
+
+/* --- making files ----------------------------------------------------------------------------------------------------------- */
+
+/* Whether nobody has it mounted, or exclusively open. */
+static int claim_device(struct pool *pool, const char *file, struct pool_entry *entry)
+{
+	auto_close int fd = openat(pool->dirfd, file, O_RDWR | O_EXCL | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	entry->is_device = entry->is_filling = true;
+	return entry_save(pool, file, entry);
+}
+
+static void unlink_part(const struct pool *pool, struct pool_entry *entry)
+{
+	if (*entry->part)
+		unlinkat(pool->dirfd, entry->part, 0);
+	*entry->part = '\0';
+}
+
+static int begin_new(struct pool *pool, const char *file, struct pool_entry *entry)
+{
+	*entry = (struct pool_entry){0};
+	if (is_device(pool, file))
+		return claim_device(pool, file, entry);
+	if (is_there(pool, file))
+		return -EEXIST;
+	layer_name_new(stpcpy(entry->part, PART_PREFIX), "");
+	return entry_save(pool, file, entry);
+}
+
+static int begin_other(struct pool *pool, const char *file, struct pool_entry *entry)
+{
+	struct file_id id;
+	if (entry->is_device || !entry_owns(pool, entry, file))
+		return -EBUSY;
+	int err = id_of(pool->dirfd, file, &id);
+	if (err)
+		return err;
+	unlink_part(pool, entry);
+	*entry = (struct pool_entry){.ids = {id}, .nr_ids = 1};
+	layer_name_new(stpcpy(entry->part, PART_PREFIX), "");
+	return entry_save(pool, file, entry);
+}
+
+static int begin_locked(struct pool *pool, const char *file, enum pool_making how, struct pool_entry *entry)
+{
+	int err = entry_load(pool, file, entry);
+	if (err && err != -ENOENT)
+		return err;
+	bool is_made = !err && entry_owns(pool, entry, file) && !entry->is_filling;
+	bool is_begun = !err && !is_made && (*entry->part || entry->is_filling);
+	switch (how) {
+	case POOL_NEW: return is_made || is_begun ? -EEXIST : begin_new(pool, file, entry);
+	case POOL_CONTINUE: return is_made ? -EEXIST : is_begun ? 0 : begin_new(pool, file, entry);
+	case POOL_REPLACE: return is_made ? begin_other(pool, file, entry) : -ENOENT;
+	}
+	return -EINVAL;
+}
+
+int pool_part_begin(struct pool *pool, const char *file, enum pool_making how, char part[POOL_PART_MAX])
+{
+	struct pool_entry entry;
+	int err = ledger_check(pool, file);
+	if (err)
+		return err;
+	pthread_mutex_lock(&pool->lock);
+	err = begin_locked(pool, file, how, &entry);
+	pthread_mutex_unlock(&pool->lock);
+	if (!err)
+		memcpy(part, entry.part, POOL_PART_MAX);
+	return err;
+}
+
+/* Not over anything: rename where the filesystem can do that, else as two names. */
+static int rename_new(int dirfd, const char *from, const char *to)
+{
+	if (renameat2(dirfd, from, dirfd, to, RENAME_NOREPLACE) == 0)
+		return 0;
+	if (errno != EINVAL && errno != ENOSYS)
+		return -errno;
+	if (linkat(dirfd, from, dirfd, to, 0) < 0)
+		return -errno;
+	unlinkat(dirfd, from, 0);
+	return 0;
+}
+
+static int publish_part(struct pool *pool, const char *file, enum pool_making how, struct pool_entry *entry)
+{
+	struct file_id id;
+	int err = id_of(pool->dirfd, entry->part, &id);
+	if (err)
+		return err;
+	if (entry->nr_ids == 2)
+		return -EUCLEAN;
+	entry->ids[entry->nr_ids++] = id;
+	err = entry_save(pool, file, entry);
+	if (!err && how == POOL_REPLACE)
+		err = renameat(pool->dirfd, entry->part, pool->dirfd, file) < 0 ? -errno : 0;
+	else if (!err)
+		err = rename_new(pool->dirfd, entry->part, file);
+	return err;
+}
+
+/* What is left in the entry, the name that the file had, is put right by the next change to it, or the next start. */
+static int publish_locked(struct pool *pool, const char *file, enum pool_making how)
+{
+	struct pool_entry entry;
+	int err = entry_load(pool, file, &entry);
+	if (err)
+		return err;
+	if (entry.is_device) {
+		entry.is_filling = false;
+		return entry_save(pool, file, &entry);
+	}
+	return *entry.part ? publish_part(pool, file, how, &entry) : -ENOENT;
+}
+
+int pool_part_publish(struct pool *pool, const char *file, enum pool_making how)
+{
+	int err = ledger_check(pool, file);
+	if (err)
+		return err;
+	pthread_mutex_lock(&pool->lock);
+	err = publish_locked(pool, file, how);
+	pthread_mutex_unlock(&pool->lock);
+	return err;
+}
+
+static struct pool *pool_of_names(const struct head_names *names)
+{
+	return (struct pool *)((uintptr_t)names - offsetof(struct pool, head_names));
+}
+
+static int head_temporary(const struct head_names *names, const char *name, char tmp[HEAD_TEMPORARY_MAX])
+{
+	return pool_part_begin(pool_of_names(names), name, POOL_REPLACE, tmp);
+}
+
+static int head_take_name(const struct head_names *names, const char *name, const char *tmp)
+{
+	(void)tmp; /* the ledger knows it */
+	return pool_part_publish(pool_of_names(names), name, POOL_REPLACE);
+}
+
+const struct head_names pool_head_names = {head_temporary, head_take_name};
+
+static void abandon_locked(struct pool *pool, const char *file)
+{
+	struct pool_entry entry;
+	if (entry_load(pool, file, &entry) < 0)
+		return;
+	bool had_part = *entry.part;
+	unlink_part(pool, &entry);
+	if (entry.is_device ? entry.is_filling : !entry_owns(pool, &entry, file))
+		entry_drop(pool, file);
+	else if (had_part)
+		entry_save(pool, file, &entry);
+}
+
+void pool_part_abandon(struct pool *pool, const char *file)
+{
+	if (ledger_check(pool, file) < 0)
+		return;
+	pthread_mutex_lock(&pool->lock);
+	abandon_locked(pool, file);
+	pthread_mutex_unlock(&pool->lock);
+}
+
+/* --- names ---------------------------------------------------------------------------------------------------------------------- */
+
+static int link_locked(struct pool *pool, const char *file, const char *new_file)
+{
+	struct pool_entry entry, other;
+	struct file_id id;
+	int err = entry_load(pool, file, &entry);
+	if (!err && (entry.is_device || !entry_owns(pool, &entry, file)))
+		err = -ESTALE;
+	if (!err)
+		err = id_of(pool->dirfd, file, &id);
+	if (err)
+		return err;
+	if (is_there(pool, new_file) || (entry_load(pool, new_file, &other) == 0 && *other.part))
+		return -EEXIST;
+	entry = (struct pool_entry){.ids = {id}, .nr_ids = 1};
+	err = entry_save(pool, new_file, &entry);
+	if (!err && linkat(pool->dirfd, file, pool->dirfd, new_file, 0) < 0) {
+		err = -errno;
+		entry_drop(pool, new_file);
+	}
+	return err;
+}
+
+int pool_link(struct pool *pool, const char *file, const char *new_file)
+{
+	int err = ledger_check(pool, file);
+	if (!err)
+		err = ledger_check(pool, new_file);
+	if (err)
+		return err;
+	pthread_mutex_lock(&pool->lock);
+	err = link_locked(pool, file, new_file);
+	pthread_mutex_unlock(&pool->lock);
+	return err;
+}
+
+/* The entry goes last: a file without one would be somebody else's. */
+static void unlink_locked(struct pool *pool, const char *file)
+{
+	struct pool_entry entry;
+	if (entry_load(pool, file, &entry) < 0)
+		return;
+	unlink_part(pool, &entry);
+	if (!entry.is_device && entry_owns(pool, &entry, file) && unlinkat(pool->dirfd, file, 0) < 0 && errno != ENOENT)
+		return;
+	entry_drop(pool, file);
+}
+
+void pool_unlink(struct pool *pool, const char *file)
+{
+	if (ledger_check(pool, file) < 0)
+		return;
+	pthread_mutex_lock(&pool->lock);
+	unlink_locked(pool, file);
+	pthread_mutex_unlock(&pool->lock);
+}
+
+/* --- at the start ----------------------------------------------------------------------------------------------------------------- */
+
+/* A row's file: its entry says no more than what is. */
+static void settle(struct pool *pool, const char *file)
+{
+	struct pool_entry entry;
+	struct file_id id;
+	if (entry_load(pool, file, &entry) < 0 || entry.is_device || !entry_owns(pool, &entry, file) || id_of(pool->dirfd, file, &id) < 0)
+		return;
+	if (!*entry.part && entry.nr_ids == 1)
+		return;
+	unlink_part(pool, &entry);
+	entry = (struct pool_entry){.ids = {id}, .nr_ids = 1};
+	entry_save(pool, file, &entry);
+}
+
+static void clear_one(struct store *store, struct pool *pool, const char *file, bool needed)
+{
+	struct pool_entry entry;
+	int err = entry_load(pool, file, &entry);
+	if (err && err != -ENOENT)
+		store_event(store, NULL, "%s/pools/%s/%s: %s; what it stands for isn't touched", store->store_dir, pool->name, file, strerror(-err));
+	else if (needed)
+		settle(pool, file);
+	else
+		unlink_locked(pool, file);
+}
+
+void pool_clear_leftovers(struct store *store, struct pool *pool, bool (*is_needed)(void *ctx, const char *layer), void *ctx)
+{
+	DIR *dir = pool->ledger_fd < 0 ? NULL : dir_open_at(pool->ledger_fd, ".");
+	if (!dir)
+		return;
+	pthread_mutex_lock(&pool->lock);
+	for (struct dirent *de; (de = readdir(dir));) {
+		char layer[LAYER_NAME_MAX];
+		if (file_is_temporary(de->d_name))
+			unlinkat(pool->ledger_fd, de->d_name, 0);
+		if (*de->d_name == '.' || (size_t)snprintf(layer, sizeof layer, "%s/%s", pool->name, de->d_name) >= sizeof layer)
+			continue;
+		clear_one(store, pool, de->d_name, is_needed(ctx, layer));
+	}
+	pthread_mutex_unlock(&pool->lock);
+	closedir(dir);
+}
