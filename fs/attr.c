@@ -7,6 +7,7 @@
 #include "base/mem.h"
 #include "fs/text.h"
 #include "fs/tree.h"
+#include "meta/action.h"
 
 #define SECTOR 512
 
@@ -134,7 +135,8 @@ static void fill_common(struct fs *fs, const struct place *place, struct stat *s
 			    .st_gid = place->vm ? place->vm->gid : fs->gid,
 			    .st_blksize = 4096,
 			    .st_mtim = last_change(fs, place)};
-	if (place->node.kind == NODE_CLONES_OF) {
+	/* Who may make something in clones/ */
+	if (place->node.kind == NODE_CLONES_OF || (place->node.kind == NODE_ACTION && place->node.disk == ACTION_CLONE)) {
 		st->st_uid = fs->uid;
 		st->st_gid = fs->gid;
 	}

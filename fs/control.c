@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "base/mem.h"
+#include "fs/control_clone.h"
 #include "fs/ops.h"
 #include "meta/action.h"
 
@@ -31,6 +32,11 @@ int control_new(struct control **ret)
 	return 0;
 }
 
+bool control_takes_commands(const struct place *place)
+{
+	return place->node.kind == NODE_ACTION && (place_is_managed(place) || place->node.disk == ACTION_CLONE);
+}
+
 void control_free(struct control *control)
 {
 	if (!control)
@@ -42,39 +48,10 @@ void control_free(struct control *control)
 
 /* --- which disk, which snapshot --------------------------------------------------------------------------------------- */
 
-/* Whether FILE ("UUID.qcow2", with or without a directory before it) is the layer UUID. */
-static bool is_layer(const char *file, const char *uuid)
-{
-	if (!file)
-		return false;
-	const char *slash = strrchr(file, '/');
-	const char *base = slash ? slash + 1 : file;
-	size_t len = strlen(uuid);
-	return !strncmp(base, uuid, len) && base[len] == '.';
-}
-
-static bool is_disk(const struct vm_disk *disk, const char *name)
-{
-	if (!disk->target)
-		return false;
-	return !strcmp(disk->target, name) || !strcmp(disk->file_name, name) || is_layer(disk->layer, name) ||
-	       (*name == '/' && disk->path && !strcmp(disk->path, name));
-}
-
-static const char *target_of(const struct vm_disk *disks, size_t nr, const char *name)
-{
-	for (size_t i = 0; i < nr; i++)
-		if (is_disk(&disks[i], name))
-			return disks[i].target;
-	return NULL;
-}
-
 /* The store's name for a disk, which may be told by an image that it has now or had in a snapshot: another snapshot has another. */
 static const char *disk_name(const struct vm *vm, const char *name)
 {
-	const char *target = target_of(vm->disks, vm->nr_disks, name);
-	for (size_t i = 0; !target && i < vm->nr_snapshots; i++)
-		target = target_of(vm->snapshots[i]->disks, vm->snapshots[i]->nr_disks, name);
+	const char *target = vm_disk_target(vm, name);
 	return target ? target : name;
 }
 
@@ -84,7 +61,7 @@ static const struct vm_snapshot *snapshot_of_image(const struct vm *vm, const ch
 	for (size_t i = 0; i < vm->nr_snapshots; i++)
 		for (size_t k = 0; k < vm->snapshots[i]->nr_disks; k++) {
 			const struct vm_disk *then = &vm->snapshots[i]->disks[k];
-			if (is_layer(then->path, image) && is_disk(then, disk_name(vm, disk)))
+			if (vm_disk_has_image(then, image) && vm_disk_index(then, 1, disk_name(vm, disk)) == 0)
 				return vm->snapshots[i];
 		}
 	return NULL;
@@ -95,7 +72,7 @@ static const struct vm_snapshot *snapshot_of_image(const struct vm *vm, const ch
 static bool is_left_out(const struct action *action, const struct vm_disk *disk)
 {
 	for (size_t i = 0; i < action->nr_left_out; i++)
-		if (is_disk(disk, action->left_out[i]))
+		if (vm_disk_index(disk, 1, action->left_out[i]) == 0)
 			return true;
 	return false;
 }
@@ -103,10 +80,7 @@ static bool is_left_out(const struct action *action, const struct vm_disk *disk)
 static int check_left_out(const struct vm *vm, const struct action *action, struct reason *why)
 {
 	for (size_t i = 0; i < action->nr_left_out; i++) {
-		size_t k = 0;
-		while (k < vm->nr_disks && !is_disk(&vm->disks[k], action->left_out[i]))
-			k++;
-		if (k == vm->nr_disks)
+		if (vm_disk_index(vm->disks, vm->nr_disks, action->left_out[i]) < 0)
 			return reason_set(why, -ENOENT, "%s has no disk %s", vm->name, action->left_out[i]);
 	}
 	return 0;
@@ -220,6 +194,16 @@ static enum snapshot_delete delete_mode(enum action_delete mode)
 	return SNAPSHOT_DROP;
 }
 
+static int run_flatten(struct fs *fs, struct vm *vm, const struct action *action, struct reason *why)
+{
+	auto_free const char **disks = mem_new_array(action->nr_disks + 1, sizeof *disks);
+	if (!disks)
+		return -ENOMEM;
+	for (size_t i = 0; i < action->nr_disks; i++)
+		disks[i] = disk_name(vm, action->disks[i]);
+	return store_flatten(fs->store, vm, disks, action->nr_disks, why);
+}
+
 static int carry_out(fuse_req_t req, struct vm *vm, const struct action *action, struct reason *why)
 {
 	struct fs *fs = ops_fs(req);
@@ -239,6 +223,10 @@ static int carry_out(fuse_req_t req, struct vm *vm, const struct action *action,
 		return run_restore(fs, vm, action, why);
 	case ACTION_DELETE:
 		return store_snapshot_delete(fs->store, vm, action->snapshot, delete_mode(action->delete), why);
+	case ACTION_CLONE:
+		return control_clone(req, vm, action, why);
+	case ACTION_FLATTEN:
+		return run_flatten(fs, vm, action, why);
 	case ACTION_NONE:
 	case ACTION_KINDS:
 		break;
@@ -276,13 +264,13 @@ static int add_text(struct control *control, const void *buf, size_t len, struct
 }
 
 /* The next command (no NUL behind it), which the caller frees; NULL: there is none. It won't be given out again. */
-static char *take_command(struct control *control, bool last, size_t *ret_len)
+static char *take_command(struct control *control, enum action_kind kind, bool last, size_t *ret_len)
 {
 	char *command = NULL;
 	pthread_mutex_lock(&control->lock);
 	const char *text = control->text.text ? control->text.text + control->taken : "";
 	size_t off = 0;
-	if (action_next(text, control->text.len - control->taken, last, &off, ret_len)) {
+	if (action_next(kind, text, control->text.len - control->taken, last, &off, ret_len)) {
 		command = malloc(*ret_len + 1);
 		if (command)
 			memcpy(command, text + off, *ret_len);
@@ -312,7 +300,7 @@ static int run_all(fuse_req_t req, struct handle *handle, bool last, struct reas
 	int err = 0;
 	while (!err) {
 		size_t len = 0;
-		auto_free char *command = take_command(handle->control, last, &len);
+		auto_free char *command = take_command(handle->control, handle->place->node.disk, last, &len);
 		if (!command)
 			break;
 		err = run_command(req, handle, command, len, why);

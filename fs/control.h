@@ -9,10 +9,14 @@
 #include <fuse_lowlevel.h>
 
 #include "base/reason.h"
+#include "fs/place.h"
 
 struct fs;
 struct handle;
 struct control;
+
+/* Whether PLACE is an action that is carried out: those of a found VM aren't, but for that which only reads it. */
+bool control_takes_commands(const struct place *place);
 
 /* What one open file has collected. */
 int control_new(struct control **ret);

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "base/mem.h"
+#include "fs/control.h"
 #include "fs/ops.h"
 #include "fs/tree.h"
 #include "fs/xattr.h"
@@ -100,7 +101,7 @@ void ops_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set, 
 	else if (!ops_place(req, ino, &place))
 		return;
 	/* Owner and times of what is ours are accepted and forgotten: copying programs set them. */
-	int err = !place.vm ? -EPERM : place_is_managed(&place) ? 0 : -EROFS;
+	int err = !place.vm ? -EPERM : place_is_managed(&place) || control_takes_commands(&place) ? 0 : -EROFS;
 	if (!err && (to_set & FUSE_SET_ATTR_SIZE))
 		err = resize(fs, &place, fi, (uint64_t)attr->st_size, &why);
 	if (!err && (to_set & FUSE_SET_ATTR_MODE))

@@ -164,7 +164,7 @@ int ops_open_place(fuse_req_t req, const struct place *place, struct fuse_file_i
 		return open_live(fs, place, HANDLE_SCRATCH, fi);
 	if (writable && place->node.kind == NODE_DOMAIN && place_is_managed(place))
 		return open_domain_to_edit(fs, place, fi, why);
-	if (writable && place->node.kind == NODE_ACTION && place_is_managed(place))
+	if (writable && control_takes_commands(place))
 		return open_action(fs, place, fi);
 	if (writable)
 		return place_is_managed(place) ? -EPERM : -EROFS;

@@ -34,26 +34,30 @@ bool ops_caller_may_read(void *ids_ptr, uid_t owner, gid_t group, mode_t mode)
 	return attr_may_read(ids->uid, ids->groups, ids->nr_groups, owner, group, mode);
 }
 
-/* A clone shows its owner all that it was cloned from: who couldn't read that can't have it cloned. */
-static int check_clone_access(fuse_req_t req, const struct place *from, struct reason *why)
+static int check_may_read(struct fs *fs, struct caller_ids *ids, const struct vm *from, const struct vm_snapshot *snapshot,
+			  const struct vm_disk *disk, struct reason *why)
 {
-	struct fs *fs = ops_fs(req);
+	struct disk_stat ds = {0};
+	if (disk_stat(fs->store, from, snapshot, disk, &ds, NULL) < 0)
+		return 0; /* such a disk isn't cloned */
+	if (ops_caller_may_read(ids, ds.uid, ds.gid, ds.mode))
+		return 0;
+	return reason_set(why, -EACCES, "user %u may not read the images of %s", (unsigned)ids->uid, disk->file_name);
+}
+
+int ops_check_may_clone(fuse_req_t req, const struct vm *from, const struct vm_snapshot *snapshot, const struct vm_disk *only,
+			struct reason *why)
+{
 	struct caller_ids ids;
-	size_t nr;
-	const struct vm_disk *disks = place_disks(from, &nr);
+	size_t nr = only ? 1 : snapshot ? snapshot->nr_disks : from->nr_disks;
+	const struct vm_disk *disks = only ? only : snapshot ? snapshot->disks : from->disks;
 	int err = ops_load_caller(req, &ids);
 	if (err)
 		return err;
-	if (!ops_caller_may_read(&ids, from->vm->uid, from->vm->gid, from->vm->mode))
+	if (!only && !ops_caller_may_read(&ids, from->uid, from->gid, from->mode))
 		err = reason_set(why, -EACCES, "user %u may not read the configuration", (unsigned)ids.uid);
-	for (size_t i = 0; !err && i < nr; i++) {
-		struct disk_stat ds = {0};
-		if (disk_stat(fs->store, from->vm, from->snapshot, &disks[i], &ds, NULL) < 0)
-			continue; /* such a disk isn't cloned */
-		if (!ops_caller_may_read(&ids, ds.uid, ds.gid, ds.mode))
-			err = reason_set(why, -EACCES, "user %u may not read the images of %s", (unsigned)ids.uid,
-					 disks[i].file_name);
-	}
+	for (size_t i = 0; !err && i < nr; i++)
+		err = check_may_read(ops_fs(req), &ids, from, snapshot, &disks[i], why);
 	free(ids.groups);
 	return err;
 }
@@ -66,7 +70,7 @@ static int make_vm(fuse_req_t req, const struct place *parent, const char *name,
 	struct vm *vm = NULL;
 	int err;
 	if (parent->node.kind == NODE_CLONES_OF) {
-		err = check_clone_access(req, parent, why);
+		err = ops_check_may_clone(req, parent->vm, parent->snapshot, NULL, why);
 		if (!err)
 			err = store_clone(fs->store, parent->vm, parent->snapshot, name, ctx->uid, ctx->gid, &vm, why);
 	} else {

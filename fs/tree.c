@@ -34,6 +34,8 @@ static const struct fixed_name {
 	{NODE_ACTIONS, "undo", NODE_ACTION},
 	{NODE_ACTIONS, "restore", NODE_ACTION},
 	{NODE_ACTIONS, "delete", NODE_ACTION},
+	{NODE_ACTIONS, "clone", NODE_ACTION},
+	{NODE_ACTIONS, "flatten", NODE_ACTION},
 	{NODE_SNAPSHOT, "domain.xml", NODE_DOMAIN},
 	{NODE_SNAPSHOT, "snapshot.xml", NODE_SNAPSHOT_XML},
 	{NODE_SNAPSHOT, "disks", NODE_DISKS},

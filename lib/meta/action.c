@@ -38,6 +38,20 @@ static const struct action_form {
 		"#   merge: the same, refused where nothing goes on from it, for its state would be lost.\n"
 		"#   merge-force: where nothing goes on from it, its parent gets its state.\n"
 		"#   discard: its state goes; refused if it has children. discard-force: they all go with it.\n"},
+	[ACTION_CLONE] = {"clone",
+		"# SNAPSHOT [NAME] [KEY=VALUE...] [DISK.KEY=VALUE...] [DISK=none...]\n"
+		"#   Makes a VM clones/NAME (without NAME: copy_of_VM) of a snapshot. Keys, for all disks or for one (vda.format=raw):\n"
+		"#   mode=thin|full        over the snapshot's images, or depending on nothing once a job is done (see jobs/)\n"
+		"#   format=raw|qcow2  allocation=sparse|full  (raw, and allocation=full: mode=full)\n"
+		"#   pool=POOL  volume=FILE  permissions=0640\n"
+		"#   capacity=N[K|M|G|T]  shrink=yes|no        (smaller than the source only with shrink=yes)\n"
+		"#   target=vdb  bus=virtio|scsi|sata|...  serial=keep|renew\n"
+		"# [SNAPSHOT] [NAME] [KEY=VALUE...] libvirt's <domain> or oVirt's <vm> or <action>, on the same line, is taken, too;\n"
+		"# [SNAPSHOT] [DISK] [pool=POOL] libvirt's <volume>: makes a volume in a pool.\n"},
+	[ACTION_FLATTEN] = {"flatten",
+		"# all\n"
+		"# DISK...\n"
+		"#   Makes the VM, or those disks of it, depend on no other VM's images: in the background, see jobs/.\n"},
 };
 
 const char *action_name(enum action_kind kind)
@@ -109,7 +123,31 @@ static size_t document_end(const char *text, size_t len, size_t off)
 	return 0;
 }
 
-bool action_next(const char *text, size_t len, bool last, size_t *ret_off, size_t *ret_len)
+/* Whether the backslash at TEXT[OFF] keeps the character behind it from meaning anything. */
+static bool is_escape(const char *text, size_t len, size_t off, char quote)
+{
+	return text[off] == '\\' && quote != '\'' && off + 1 < len && text[off + 1] != '\n';
+}
+
+/* Where a document begins behind the words of the line at OFF: at a word that begins with '<'. LEN: nowhere. */
+static size_t document_behind_words(const char *text, size_t len, size_t off)
+{
+	char quote = '\0';
+	bool in_word = false;
+	if (text[off] == '#')
+		return len;
+	for (; off < len && text[off] != '\n'; off++) {
+		if (text[off] == '<' && !in_word)
+			return off;
+		if (quote || text[off] == '"' || text[off] == '\'')
+			quote = !quote ? text[off] : text[off] == quote ? '\0' : quote;
+		in_word = quote || !is_blank(text[off]);
+		off += is_escape(text, len, off, quote);
+	}
+	return len;
+}
+
+bool action_next(enum action_kind kind, const char *text, size_t len, bool last, size_t *ret_off, size_t *ret_len)
 {
 	size_t off = 0;
 	while (off < len && (is_blank(text[off]) || text[off] == '\n'))
@@ -117,7 +155,8 @@ bool action_next(const char *text, size_t len, bool last, size_t *ret_off, size_
 	if (off == len)
 		return false;
 	const char *newline = memchr(text + off, '\n', len - off);
-	size_t end = text[off] == '<' ? document_end(text, len, off) : newline ? (size_t)(newline - text) : 0;
+	size_t document = text[off] == '<' ? off : kind == ACTION_CLONE ? document_behind_words(text, len, off) : len;
+	size_t end = document < len ? document_end(text, len, document) : newline ? (size_t)(newline - text) : 0;
 	if (!end && !last)
 		return false;
 	*ret_off = off;
@@ -127,12 +166,7 @@ bool action_next(const char *text, size_t len, bool last, size_t *ret_off, size_
 
 /* --- words ------------------------------------------------------------------------------------------------------------- */
 
-struct word {
-	char *text; /* without quotes and backslashes */
-	size_t key_len; /* of what stands before the first '=' outside quotes; 0: there is none, or nothing before it */
-};
-
-static void skip_blanks(const char **pos)
+void action_skip_blanks(const char **pos)
 {
 	while (is_blank(**pos))
 		(*pos)++;
@@ -159,11 +193,10 @@ static int scan_word(const char **pos, struct strbuf *b, size_t *ret_key_len, st
 	return quote ? reason_set(why, -EINVAL, "the quote %c isn't closed", quote) : 0;
 }
 
-/* The word at *POS; its text is NULL at the end of the line. */
-static int next_word(const char **pos, struct word *ret, struct reason *why)
+int action_next_word(const char **pos, struct action_word *ret, struct reason *why)
 {
-	*ret = (struct word){0};
-	skip_blanks(pos);
+	*ret = (struct action_word){0};
+	action_skip_blanks(pos);
 	if (!**pos)
 		return 0;
 	struct strbuf b = {0};
@@ -212,12 +245,12 @@ struct action_disk *action_add_change(struct action *action)
 /* The value is the rest of the line; in quotes, what is between them. */
 static int parse_description(const char *pos, struct action *action, struct reason *why)
 {
-	struct word word = {0};
+	struct action_word word = {0};
 	const char *rest = pos;
 	int err = 0;
 	if (*pos == '"' || *pos == '\'') {
-		err = next_word(&rest, &word, why);
-		skip_blanks(&rest);
+		err = action_next_word(&rest, &word, why);
+		action_skip_blanks(&rest);
 	}
 	/* Anything behind the closing quote: it was no quote around the whole, but a part of the text. */
 	if (!err)
@@ -234,11 +267,11 @@ static int parse_snapshot(const char *pos, struct action *action, struct reason 
 	static const char key[] = "description=";
 	int err = 0;
 	while (!err) {
-		skip_blanks(&pos);
+		action_skip_blanks(&pos);
 		if (!strncmp(pos, key, sizeof key - 1))
 			return parse_description(pos + sizeof key - 1, action, why);
-		struct word word;
-		err = next_word(&pos, &word, why);
+		struct action_word word;
+		err = action_next_word(&pos, &word, why);
 		if (err || !word.text)
 			return err;
 		if (word.key_len) {
@@ -255,7 +288,7 @@ static int parse_snapshot(const char *pos, struct action *action, struct reason 
 }
 
 /* KEY=SNAPSHOT: of the configuration, the memory, or a disk. */
-static int parse_change(struct action *action, const struct word *word, struct reason *why)
+static int parse_change(struct action *action, const struct action_word *word, struct reason *why)
 {
 	auto_free char *key = strndup(word->text, word->key_len);
 	const char *value = word->text + word->key_len + 1;
@@ -277,7 +310,7 @@ static int parse_change(struct action *action, const struct word *word, struct r
 	return action_set(&change->snapshot, strcmp(value, "none") ? value : NULL);
 }
 
-static int parse_preview_word(struct action *action, struct word *word, struct reason *why)
+static int parse_preview_word(struct action *action, struct action_word *word, struct reason *why)
 {
 	if (word->key_len)
 		return parse_change(action, word, why);
@@ -296,8 +329,8 @@ static int parse_preview_word(struct action *action, struct word *word, struct r
 static int parse_preview(const char *pos, struct action *action, struct reason *why)
 {
 	for (;;) {
-		struct word word;
-		int err = next_word(&pos, &word, why);
+		struct action_word word;
+		int err = action_next_word(&pos, &word, why);
 		if (err || !word.text)
 			return err;
 		err = parse_preview_word(action, &word, why);
@@ -311,13 +344,13 @@ static int parse_delete(const char *pos, struct action *action, struct reason *w
 {
 	static const char *const modes[] = {[ACTION_MERGE] = "merge", [ACTION_MERGE_FORCE] = "merge-force",
 					    [ACTION_DISCARD] = "discard", [ACTION_DISCARD_FORCE] = "discard-force"};
-	struct word snapshot = {0}, mode = {0}, more = {0};
-	int err = next_word(&pos, &snapshot, why);
+	struct action_word snapshot = {0}, mode = {0}, more = {0};
+	int err = action_next_word(&pos, &snapshot, why);
 	action->snapshot = snapshot.text;
 	if (!err)
-		err = next_word(&pos, &mode, why);
+		err = action_next_word(&pos, &mode, why);
 	if (!err)
-		err = next_word(&pos, &more, why);
+		err = action_next_word(&pos, &more, why);
 	for (int i = ACTION_MERGE; mode.text && i <= ACTION_DISCARD_FORCE; i++)
 		if (!strcmp(mode.text, modes[i]))
 			action->delete = i;
@@ -335,8 +368,8 @@ static int parse_end(const char *pos, struct action *action, struct reason *why)
 	const char *own = action_name(action->kind);
 	bool may_discard = action->kind == ACTION_COMMIT, said = false;
 	for (;;) {
-		struct word word;
-		int err = next_word(&pos, &word, why);
+		struct action_word word;
+		int err = action_next_word(&pos, &word, why);
 		if (err || !word.text)
 			return err;
 		bool is_own = !said && !strcmp(word.text, own), is_discard = may_discard && !action->discard && !strcmp(word.text, "discard");
@@ -344,6 +377,29 @@ static int parse_end(const char *pos, struct action *action, struct reason *why)
 			err = reason_set(why, -EINVAL, "%s: expected %s%s", word.text, own, may_discard ? " [discard]" : "");
 		said = true;
 		action->discard = action->discard || is_discard;
+		free(word.text);
+		if (err)
+			return err;
+	}
+}
+
+/* A line without a word means nothing, so that all disks need one. */
+static int parse_flatten(const char *pos, struct action *action, struct reason *why)
+{
+	bool all = false;
+	for (;;) {
+		struct action_word word;
+		int err = action_next_word(&pos, &word, why);
+		if (err || !word.text)
+			return err;
+		bool is_all = !strcmp(word.text, "all") || !strcmp(word.text, action_name(action->kind));
+		if (word.key_len || all || (is_all && action->subset))
+			err = reason_set(why, -EINVAL, "%s: expected all, or DISK...", word.text);
+		else if (is_all)
+			all = true;
+		else
+			err = action_add_text(&action->disks, &action->nr_disks, word.text);
+		action->subset = !all;
 		free(word.text);
 		if (err)
 			return err;
@@ -363,6 +419,10 @@ static int parse_line(const char *line, struct action *action, struct reason *wh
 		return parse_end(line, action, why);
 	case ACTION_DELETE:
 		return parse_delete(line, action, why);
+	case ACTION_CLONE:
+		return action_parse_clone(line, action, why);
+	case ACTION_FLATTEN:
+		return parse_flatten(line, action, why);
 	case ACTION_NONE:
 	case ACTION_KINDS:
 		break;
@@ -372,7 +432,7 @@ static int parse_line(const char *line, struct action *action, struct reason *wh
 
 int action_parse(enum action_kind kind, const char *text, size_t len, struct action *ret, struct reason *why)
 {
-	*ret = (struct action){.kind = kind};
+	*ret = (struct action){.kind = kind, .owner = -1, .group = -1};
 	while (len && (is_blank(*text) || *text == '\n')) {
 		text++;
 		len--;
@@ -392,8 +452,26 @@ int action_parse(enum action_kind kind, const char *text, size_t len, struct act
 	return err;
 }
 
+static void clone_disk_done(struct action_clone_disk *row)
+{
+	free(row->disk);
+	free(row->image);
+	free(row->pool);
+	free(row->volume);
+	free(row->target);
+	free(row->bus);
+}
+
 void action_done(struct action *action)
 {
+	clone_disk_done(&action->all);
+	for (size_t i = 0; i < action->nr_rows; i++)
+		clone_disk_done(&action->rows[i]);
+	free(action->rows);
+	free(action->domain);
+	free(action->volume_disk);
+	free(action->volume_path);
+	free(action->backing);
 	for (size_t i = 0; i < action->nr_disks; i++)
 		free(action->disks[i]);
 	for (size_t i = 0; i < action->nr_left_out; i++)

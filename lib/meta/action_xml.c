@@ -143,7 +143,7 @@ static int parse_ovirt_action(xmlNodePtr root, struct action *action, struct rea
 
 /* --- which of them ---------------------------------------------------------------------------------------------------------- */
 
-static int parse_root(xmlNodePtr root, struct action *action, struct reason *why)
+static int parse_root(xmlNodePtr root, const char *text, size_t len, struct action *action, struct reason *why)
 {
 	const char *name = (const char *)root->name;
 	switch (action->kind) {
@@ -163,6 +163,10 @@ static int parse_root(xmlNodePtr root, struct action *action, struct reason *why
 		return !strcmp(name, "action") ? 0 : reason_set(why, -EINVAL, "<%s>: expected oVirt's <action/>", name);
 	case ACTION_DELETE:
 		return reason_set(why, -EINVAL, "<%s>: expected a line, SNAPSHOT [merge | merge-force | discard | discard-force]", name);
+	case ACTION_CLONE:
+		return action_parse_clone_xml(root, text, len, action, why);
+	case ACTION_FLATTEN:
+		return reason_set(why, -EINVAL, "<%s>: expected a line, all or DISK...", name);
 	case ACTION_NONE:
 	case ACTION_KINDS:
 		break;
@@ -174,5 +178,5 @@ int action_parse_xml(const char *text, size_t len, struct action *action, struct
 {
 	auto_doc xmlDocPtr doc = NULL;
 	int err = xml_parse_to_read(text, len, &doc, why);
-	return err ? err : parse_root(xmlDocGetRootElement(doc), action, why);
+	return err ? err : parse_root(xmlDocGetRootElement(doc), text, len, action, why);
 }

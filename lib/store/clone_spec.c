@@ -22,7 +22,7 @@
 static const struct disk_spec *row_of(const struct clone_spec *spec, const struct vm_disk *disk)
 {
 	for (size_t i = 0; i < spec->nr_disks; i++)
-		if (spec->disks[i].disk && snapshot_disk_index(disk, 1, spec->disks[i].disk) == 0)
+		if (spec->disks[i].disk && vm_disk_index(disk, 1, spec->disks[i].disk) == 0)
 			return &spec->disks[i];
 	return NULL;
 }
@@ -31,7 +31,7 @@ int clone_spec_check(const struct clone_spec *spec, const struct vm_disk *disks,
 {
 	for (size_t i = 0; i < spec->nr_disks; i++) {
 		const char *name = spec->disks[i].disk;
-		int d = name ? snapshot_disk_index(disks, nr_disks, name) : -1;
+		int d = name ? vm_disk_index(disks, nr_disks, name) : -1;
 		if (d < 0)
 			return reason_set(why, -ENOENT, "there is no disk %s", name ? name : "(unnamed)");
 		if (row_of(spec, &disks[d]) != &spec->disks[i])

@@ -156,7 +156,7 @@ static int add_kept(struct composing *c, const struct vm_disk *from, struct reas
 static const struct preview_disk *override_of(const struct preview_spec *spec, const struct vm_disk *disk)
 {
 	for (size_t i = 0; i < spec->nr_disks; i++)
-		if (snapshot_disk_index(disk, 1, spec->disks[i].disk) == 0)
+		if (vm_disk_index(disk, 1, spec->disks[i].disk) == 0)
 			return &spec->disks[i];
 	return NULL;
 }
@@ -187,7 +187,7 @@ static int add_from_base(struct composing *c, const struct preview_spec *spec, c
 static bool is_named_twice(const struct preview_spec *spec, const struct preview_disk *wanted, const struct vm_disk *disk)
 {
 	for (size_t i = 0; i < spec->nr_disks; i++)
-		if (&spec->disks[i] != wanted && snapshot_disk_index(disk, 1, spec->disks[i].disk) == 0)
+		if (&spec->disks[i] != wanted && vm_disk_index(disk, 1, spec->disks[i].disk) == 0)
 			return true;
 	return false;
 }
@@ -197,15 +197,15 @@ static int add_override(struct composing *c, const struct preview_spec *spec, co
 {
 	size_t s = 0;
 	if (!wanted->snapshot) {
-		bool known = snapshot_disk_index(c->now->disks, c->now->nr_disks, wanted->disk) >= 0 ||
-			     (base && snapshot_disk_index(base->disks, base->nr_disks, wanted->disk) >= 0);
+		bool known = vm_disk_index(c->now->disks, c->now->nr_disks, wanted->disk) >= 0 ||
+			     (base && vm_disk_index(base->disks, base->nr_disks, wanted->disk) >= 0);
 		return known ? 0 : reason_set(why, -ENOENT, "there is no disk %s", wanted->disk);
 	}
 	int err = snapshot_find(c->now, wanted->snapshot, &s, why);
 	if (err)
 		return err;
 	const struct vm_snapshot *snapshot = c->now->snapshots[s];
-	int i = snapshot_disk_index(snapshot->disks, snapshot->nr_disks, wanted->disk);
+	int i = vm_disk_index(snapshot->disks, snapshot->nr_disks, wanted->disk);
 	if (i < 0)
 		return reason_set(why, -ENOENT, "snapshot %s has no disk %s", snapshot->name, wanted->disk);
 	if (is_named_twice(spec, wanted, &snapshot->disks[i]) ||
@@ -257,7 +257,7 @@ static int compose_memory(struct composing *c, const struct preview_spec *spec, 
 	int err = snapshot_find(c->now, name, &i, why);
 	if (err)
 		return err;
-	if (!config || snapshot_index(c->now, config) != (int)i)
+	if (!config || vm_snapshot_lookup(c->now, config) != (int)i)
 		return reason_set(why, -EINVAL, "the RAM of %s goes with the configuration of %s alone", name, name);
 	if (spec->memory && !c->now->snapshots[i]->memory_path)
 		return reason_set(why, -ENOENT, "snapshot %s holds no RAM", name);
@@ -413,7 +413,7 @@ static int commit_composed(struct composing *c, struct entry *entry, int err, st
 static int expect_layers(struct composing *c, const struct preview_spec *spec)
 {
 	size_t nr = c->now->nr_disks + spec->nr_disks;
-	int base = spec->snapshot ? snapshot_index(c->now, spec->snapshot) : -1;
+	int base = spec->snapshot ? vm_snapshot_lookup(c->now, spec->snapshot) : -1;
 	if (base >= 0)
 		nr += c->now->snapshots[base]->nr_disks;
 	c->layers = mem_new_array(nr ? nr : 1, sizeof *c->layers);

@@ -25,37 +25,13 @@
 
 /* --- finding ---------------------------------------------------------------------------------------------------------- */
 
-int snapshot_index(const struct vm *vm, const char *name)
-{
-	int found = vm_snapshot_index(vm, name);
-	for (size_t i = 0; found < 0 && i < vm->nr_snapshots; i++)
-		if (vm->snapshots[i]->uuid && strcasecmp(vm->snapshots[i]->uuid, name) == 0)
-			found = (int)i;
-	return found;
-}
-
 int snapshot_find(const struct vm *vm, const char *name, size_t *ret, struct reason *why)
 {
-	int i = snapshot_index(vm, name);
+	int i = vm_snapshot_lookup(vm, name);
 	if (i < 0)
 		return reason_set(why, -ENOENT, "%s has no snapshot %s", vm->name, name);
 	*ret = (size_t)i;
 	return 0;
-}
-
-static bool names_disk(const struct vm_disk *disk, const char *name)
-{
-	if (strcmp(disk->file_name, name) == 0 || (disk->target && strcmp(disk->target, name) == 0))
-		return true;
-	return disk->layer && strlen(name) == UUID_LEN && strncasecmp(disk->layer, name, UUID_LEN) == 0;
-}
-
-int snapshot_disk_index(const struct vm_disk *disks, size_t nr_disks, const char *name)
-{
-	for (size_t i = 0; i < nr_disks; i++)
-		if (names_disk(&disks[i], name))
-			return (int)i;
-	return -1;
 }
 
 int snapshot_check_no_preview(const struct vm *now, const char *what, struct reason *why)

@@ -7,13 +7,8 @@
 
 struct store;
 
-/* By name, or failing that by UUID; -1: there is none. */
-int snapshot_index(const struct vm *vm, const char *name);
-/* The same; -ENOENT, with the reason. */
+/* By name, or failing that by UUID; -ENOENT, with the reason. */
 int snapshot_find(const struct vm *vm, const char *name, size_t *ret, struct reason *why);
-
-/* By target, file name, or the UUID of its layer; -1: there is none. */
-int snapshot_disk_index(const struct vm_disk *disks, size_t nr_disks, const char *name);
 
 /* A snapshot of NAME (NULL: none) that was taken now and has no disks yet: UUID, time, paths, state, its parent what is current. NULL: memory
  * is out. */

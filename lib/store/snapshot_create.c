@@ -42,7 +42,7 @@ static const char *why_out(const struct domain *domain, const struct vm_disk *di
 static bool is_listed(const struct snapshot_spec *spec, const struct vm_disk *disk)
 {
 	for (size_t i = 0; i < spec->nr_disks; i++)
-		if (snapshot_disk_index(disk, 1, spec->disks[i]) == 0)
+		if (vm_disk_index(disk, 1, spec->disks[i]) == 0)
 			return true;
 	return !spec->subset;
 }
@@ -50,7 +50,7 @@ static bool is_listed(const struct snapshot_spec *spec, const struct vm_disk *di
 static int check_list(const struct snapshot_spec *spec, const struct vm *now, struct reason *why)
 {
 	for (size_t i = 0; i < spec->nr_disks; i++)
-		if (snapshot_disk_index(now->disks, now->nr_disks, spec->disks[i]) < 0)
+		if (vm_disk_index(now->disks, now->nr_disks, spec->disks[i]) < 0)
 			return reason_set(why, -ENOENT, "%s has no disk %s", now->name, spec->disks[i]);
 	return 0;
 }

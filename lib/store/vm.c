@@ -8,6 +8,8 @@
 #include "base/mem.h"
 #include "store/vm_make.h"
 
+#define UUID_TEXT_LEN 36
+
 /* What is allocated: the description and its references. */
 struct vm_counted {
 	struct vm vm;
@@ -319,6 +321,15 @@ int vm_snapshot_index(const struct vm *vm, const char *name)
 	return -1;
 }
 
+int vm_snapshot_lookup(const struct vm *vm, const char *name)
+{
+	int found = vm_snapshot_index(vm, name);
+	for (size_t i = 0; found < 0 && i < vm->nr_snapshots; i++)
+		if (vm->snapshots[i]->uuid && strcasecmp(vm->snapshots[i]->uuid, name) == 0)
+			found = (int)i;
+	return found;
+}
+
 const struct vm_snapshot *vm_snapshot_by_id(const struct vm *vm, uint32_t id)
 {
 	for (size_t i = 0; i < vm->nr_snapshots; i++)
@@ -333,6 +344,47 @@ const struct vm_disk *vm_find_disk(const struct vm_disk *disks, size_t nr, const
 		if (strcmp(disks[i].file_name, file_name) == 0)
 			return &disks[i];
 	return NULL;
+}
+
+/* Whether NAME is the file at PATH: the whole of PATH, or, of a file that is called by a UUID, its name with or without the ending. Other files' names
+ * aren't looked at: a volume may well be called like another disk. */
+static bool is_file(const char *path, const char *name)
+{
+	if (!path)
+		return false;
+	const char *slash = strrchr(path, '/');
+	const char *base = slash ? slash + 1 : path;
+	if (!strcmp(path, name))
+		return true;
+	return strcspn(base, ".") == UUID_TEXT_LEN && !strncasecmp(base, name, UUID_TEXT_LEN) && (!name[UUID_TEXT_LEN] || !strcmp(base, name));
+}
+
+bool vm_disk_has_image(const struct vm_disk *disk, const char *name)
+{
+	return is_file(disk->layer, name) || is_file(disk->path, name);
+}
+
+int vm_disk_index(const struct vm_disk *disks, size_t nr, const char *name)
+{
+	for (size_t i = 0; i < nr; i++)
+		if (!strcmp(disks[i].file_name, name) || (disks[i].target && !strcmp(disks[i].target, name)))
+			return (int)i;
+	for (size_t i = 0; i < nr; i++)
+		if (disks[i].target && vm_disk_has_image(&disks[i], name))
+			return (int)i;
+	return -1;
+}
+
+const char *vm_disk_target(const struct vm *vm, const char *name)
+{
+	int found = vm_disk_index(vm->disks, vm->nr_disks, name);
+	const char *target = found < 0 ? NULL : vm->disks[found].target;
+	for (size_t i = 0; !target && i < vm->nr_snapshots; i++) {
+		const struct vm_snapshot *then = vm->snapshots[i];
+		found = vm_disk_index(then->disks, then->nr_disks, name);
+		target = found < 0 ? NULL : then->disks[found].target;
+	}
+	return target;
 }
 
 const struct vm_disk *vm_disk_by_id(const struct vm_disk *disks, size_t nr, uint32_t id)

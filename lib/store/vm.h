@@ -99,8 +99,16 @@ void vm_put(struct vm *vm);
 
 const struct vm_snapshot *vm_find_snapshot(const struct vm *vm, const char *name);
 int vm_snapshot_index(const struct vm *vm, const char *name); /* -1: there is none */
+/* The same, or failing that by UUID. */
+int vm_snapshot_lookup(const struct vm *vm, const char *name);
 const struct vm_snapshot *vm_snapshot_by_id(const struct vm *vm, uint32_t id);
 const struct vm_disk *vm_find_disk(const struct vm_disk *disks, size_t nr, const char *file_name);
+/* Which of these disks NAME means: its target, its file name, or failing these its image, by path or UUID; -1: none. */
+int vm_disk_index(const struct vm_disk *disks, size_t nr, const char *name);
+/* The target of the disk that NAME means now, or else meant in some snapshot; NULL: none. */
+const char *vm_disk_target(const struct vm *vm, const char *name);
+/* Whether NAME is the image of that disk, as above. */
+bool vm_disk_has_image(const struct vm_disk *disk, const char *name);
 const struct vm_disk *vm_disk_by_id(const struct vm_disk *disks, size_t nr, uint32_t id);
 
 #endif

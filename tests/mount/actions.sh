@@ -30,7 +30,7 @@ state_of() { # DIR: all that a VM or snapshot holds, but for the layers' names
 
 say "reading gives usage, which does nothing when it is written"
 lists "$vm" actions disks domain.xml events snapshots status
-lists "$a" commit delete preview restore snapshot undo
+lists "$a" clone commit delete flatten preview restore snapshot undo
 for f in "$a"/*; do
 	[ -s "$f" ] || fail "$f is empty"
 	! grep -qv '^#' "$f" || fail "$f: $(cat "$f")"
@@ -267,7 +267,7 @@ rmdir mnt/clones/other
 
 say "a found VM's"
 before=$(fingerprint "$src")
-for f in snapshot preview commit undo restore delete; do
+for f in snapshot preview commit undo restore delete flatten; do
 	refused EROFS write_to "mnt/vms/web/actions/$f" installed
 	contains "$(tail -n 1 mnt/vms/web/events)" "Clone it"
 	[ -s "mnt/vms/web/actions/$f" ] || fail "$f is empty"
@@ -284,7 +284,7 @@ rsync -a mnt/clones/plain/ mnt/clones/by-rsync/
 tar -C mnt/clones/plain -cf - . | (mkdir mnt/clones/by-tar && tar -C mnt/clones/by-tar -xf -)
 for clone in by-cp by-cp-a by-rsync by-tar; do
 	same mnt/clones/$clone/disks/vda.img mnt/clones/plain/disks/vda.img
-	lists mnt/clones/$clone/actions commit delete preview restore snapshot undo
+	lists mnt/clones/$clone/actions clone commit delete flatten preview restore snapshot undo
 	lists mnt/clones/$clone/snapshots
 	rm -r mnt/clones/$clone
 done

@@ -36,7 +36,7 @@ static void test_nothing(void)
 		for (const char *line = usage; *line; line = strchr(line, '\n') + 1)
 			CHECK(*line == '#');
 	}
-	CHECK_INT(action_kind_by_name("clone"), ACTION_NONE);
+	CHECK_INT(action_kind_by_name("copy"), ACTION_NONE);
 	CHECK_INT(action_kind_by_name(""), ACTION_NONE);
 }
 
@@ -230,7 +230,7 @@ static const char *split(const char *text, bool last)
 	static char out[400];
 	size_t len = strlen(text), off, command_len;
 	*out = '\0';
-	while (action_next(text, len, last, &off, &command_len)) {
+	while (action_next(ACTION_SNAPSHOT, text, len, last, &off, &command_len)) {
 		snprintf(out + strlen(out), sizeof out - strlen(out), "[%.*s]", (int)command_len, text + off);
 		text += off + command_len;
 		len -= off + command_len;
@@ -252,8 +252,8 @@ static void test_stream(void)
 	static const char xml[] = "<?x?><!--y--><a b='c'><![CDATA[z]]>\n<d/></a>";
 	for (size_t len = 1; len < sizeof xml - 1; len++) {
 		size_t off, command_len;
-		CHECK(!action_next(xml, len, false, &off, &command_len));
-		CHECK(action_next(xml, len, true, &off, &command_len) && command_len == len);
+		CHECK(!action_next(ACTION_SNAPSHOT, xml, len, false, &off, &command_len));
+		CHECK(action_next(ACTION_SNAPSHOT, xml, len, true, &off, &command_len) && command_len == len);
 	}
 	CHECK_STR(split(xml, false), "[<?x?><!--y--><a b='c'><![CDATA[z]]>\n<d/></a>]");
 	CHECK_STR(split("</a>", false), "[</a>]");
@@ -270,21 +270,28 @@ static void test_noise(void)
 		"snapshot='no'/><disk name='vdb'/></disks></domainsnapshot>\nx\n",
 		"<action><!-- > --><snapshot id=\"S1\"/><restore_memory>true</restore_memory><disks><disk id='vda'><image_id>1</image_id></disk>"
 		"</disks></action><snapshot><description><![CDATA[a/b]]></description><disk_attachments/></snapshot>",
+		"'s 1' new mode=full vda.capacity=10G vdb=none pool=fast vdb.target=sda permissions=0640\nflatten vda\n",
+		"s1 vda pool=fast <volume><name>a</name><capacity unit='KiB'>10</capacity><allocation>0</allocation><target><format type='raw'/>"
+		"<permissions><mode>0644</mode><owner>1</owner></permissions></target><backingStore><path>/x</path></backingStore></volume>\n",
+		"<vm><name>v</name><snapshots><snapshot id='a'/></snapshots><clone>true</clone><disks><disk id='b'><image_id>c</image_id><sparse>true"
+		"</sparse><format>cow</format></disk></disks></vm>",
+		"s n mode=thin <domain><name>a</name><devices><disk><target dev='vda'/></disk></devices></domain>",
 	};
 	static const char noise[] = "<>/='\"\\ \n\t#!?-[]&;az\x80\xff";
 	const char *seed = getenv("SEED");
 	srand(seed ? (unsigned)atoi(seed) : 1);
 	for (int i = 0; i < 20000; i++) {
 		char text[400];
-		snprintf(text, sizeof text, "%s", samples[i % 4]);
+		snprintf(text, sizeof text, "%s", samples[(size_t)i % (sizeof samples / sizeof *samples)]);
 		size_t len = strlen(text), off, command_len;
 		for (int k = rand() % 8; k >= 0; k--)
 			text[(size_t)rand() % len] = noise[(size_t)rand() % sizeof noise];
-		for (const char *p = text; action_next(p, len, rand() % 4 != 0, &off, &command_len);) {
+		enum action_kind kind = 1 + rand() % (ACTION_KINDS - 1);
+		for (const char *p = text; action_next(kind, p, len, rand() % 4 != 0, &off, &command_len);) {
 			CHECK(command_len > 0 && off + command_len <= len);
 			why = (struct reason){0};
 			action_done(&action);
-			int err = action_parse(1 + rand() % (ACTION_KINDS - 1), p + off, command_len, &action, &why);
+			int err = action_parse(kind, p + off, command_len, &action, &why);
 			CHECK(!err || *why.text);
 			p += off + command_len;
 			len -= off + command_len;

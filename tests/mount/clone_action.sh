@@ -1,0 +1,100 @@
+#!/usr/bin/env bash
+# actions/clone: a snapshot of a found or a managed VM becomes a VM, in the words of a line, of libvirt and of oVirt.
+# shellcheck source=tests/lib.sh
+. "$(dirname "$0")/../lib.sh"
+need qemu-img qemu-io getfattr xmllint virt-xml-validate
+
+src=$PWD/src
+make_vm "$src" web want
+before=$(fingerprint "$src")
+mount_at src mnt
+web=mnt/vms/web
+
+clone() { # VM COMMAND
+	printf '%s\n' "$2" >"$1/actions/clone"
+}
+event() { # VM TEXT: the VM's last event holds it
+	contains "$(tail -n 1 "$1/events")" "$2"
+}
+xpath() { # CLONE EXPRESSION
+	xmllint --xpath "string($2)" "mnt/clones/$1/domain.xml"
+}
+is_clone() { # CLONE SNAPSHOT: of web
+	local disk
+	for disk in "$web/snapshots/$2/disks/"*; do
+		same "mnt/clones/$1/disks/$(basename "$disk")" "$disk"
+	done
+	equal "$1" "$(xpath "$1" /domain/name)"
+	cp "mnt/clones/$1/domain.xml" checked.xml
+	virt-xml-validate checked.xml domain >out 2>&1 || fail "$1: $(cat out checked.xml)"
+}
+
+say "a line, of a found VM"
+clone $web "upgraded by-line"
+is_clone by-line upgraded
+clone $web "upgraded"
+event $web "clones/copy_of_web"
+is_clone copy_of_web upgraded
+clone $web "upgraded"
+event $web "clones/copy_of_web_2"
+clone $web "upgraded less vdb=none"
+lists mnt/clones/less/disks vda.img
+clone $web "upgraded other vda.target=sdz vda.bus=scsi"
+lists mnt/clones/other/disks sdz.img vdb.img
+same mnt/clones/other/disks/sdz.img $web/snapshots/upgraded/disks/vda.img
+equal scsi "$(xpath other "//disk[target/@dev='sdz']/target/@bus")" "bus"
+
+say "the same name twice, and what there isn't"
+refused EEXIST clone $web "upgraded by-line"
+refused ENOENT clone $web "nosuch x"
+event $web "no snapshot nosuch"
+refused ENOENT clone $web "upgraded x vdq=none"
+event $web "no disk vdq: it has vda, vdb"
+refused EINVAL clone $web "upgraded x format=vmdk"
+event $web "expected raw or qcow2"
+refused EINVAL clone $web "upgraded x target=vdc"
+event $web "vda.target="
+refused ENOENT clone $web "upgraded x pool=nosuch"
+refused EINVAL clone $web "upgraded a/b"
+[ ! -e mnt/clones/x ] || fail "a refused clone is there"
+
+say "libvirt's <domain>, in pieces"
+sed 's,<name>.*</name>,<name>given</name>,; s,<memory .*</memory>,<memory unit="KiB">131072</memory>,' $web/snapshots/upgraded/domain.xml >domain.xml
+{
+	printf 'upgraded '
+	cat domain.xml
+} >"$web/actions/clone"
+is_clone given upgraded
+equal 131072 "$(xpath given /domain/memory)" "memory"
+{
+	printf 'patched mine '
+	cat domain.xml
+} | dd of="$web/actions/clone" bs=100 status=none
+is_clone mine patched
+[ "$(xpath given /domain/uuid)" != "$(xpath mine /domain/uuid)" ] || fail "two VMs with one UUID"
+refused EINVAL clone $web 'upgraded <domain type="kvm">
+  <name>x</nome></domain>'
+event $web "line 2, column "
+
+say "oVirt's <vm>"
+clone $web "<vm><name>thin</name><clone>false</clone><snapshots><snapshot id='upgraded'/></snapshots><disk_attachments><disk_attachment>
+  <disk id='vda'><format>cow</format><sparse>true</sparse></disk></disk_attachment></disk_attachments></vm>"
+is_clone thin upgraded
+refused EINVAL clone $web "<vm><name>x</name>
+<clone>perhaps</clone></vm>"
+event $web "line 2: <clone>"
+refused EROFS clone $web "<action><vm><name>x</name><clone>false</clone></vm></action>"
+
+say "a managed VM: now, and a snapshot by UUID"
+mkdir mnt/clones/by-line/snapshots/s1
+uuid=$(getfattr --absolute-names --only-values -n user.vmsnapfs.uuid mnt/clones/by-line/snapshots/s1)
+clone mnt/clones/by-line "$uuid again mode=thin"
+is_clone again upgraded
+clone mnt/clones/by-line "<action><vm><name>now</name><clone>false</clone></vm></action>"
+is_clone now upgraded
+
+say "who may not read it"
+refused EINVAL clone $web "<volume><name>v.qcow2</name></volume>"
+event $web "which"
+equal "$before" "$(fingerprint "$src")"
+unmount mnt
