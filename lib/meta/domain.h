@@ -72,13 +72,18 @@ int domain_render(const char *text, size_t len, const char *name, const char *uu
 int domain_change_disk(const char *text, size_t len, const char *target, const char *new_target, const char *new_bus, bool new_serial,
 		       char **ret_text, struct reason *why);
 
-/* Gives a copied configuration an identity of its own, as virt-clone does: name, UUID (also in <sysinfo>), a new <genid> where there is
- * one, title dropped, every interface's MAC address new (vendor prefix kept) and its target dev dropped, graphics ports automatic,
- * paths that hold the old name renamed where QEMU makes the file (channel sockets, file and socket serial ports and consoles, their
- * logs, graphics sockets), <nvram> pointing at NVRAM_PATH (NULL: left out), id and labels of a running instance dropped. Nothing
- * else is touched. -EINVAL: not a <domain>, or a name that can't be a file's. The caller frees. */
-int domain_clone_identity(const char *text, size_t len, const char *name, const char *uuid, const char *nvram_path,
-			  char **ret_text, struct reason *why);
+/* Gives a copied configuration an identity of its own, as virt-clone does and further. New are: name; UUID (in <sysinfo> as well, wherever an entry is
+ * the old one: other serial numbers stay); <genid>; every interface's MAC address (vendor's part kept, a filter's parameter follows) and the
+ * id that a virtual switch has for it; <nvram>, which points at NVRAM_PATH (NULL: left out). Gone are: title, id and labels of a running
+ * instance, an interface's target dev, the emulated TPM's <source>, a <varstore>'s path, and lasting memory (nvdimm, pmem) that the
+ * original writes to. Graphics ports and vsock addresses become automatic. Where QEMU makes a file or socket (channels, serial ports and the
+ * like, their logs, graphics, vhost-user servers, audio files, pstore), the old name in its path becomes the new one. Nothing else is touched:
+ * metadata, other namespaces, unknown elements and comments stay where they are.
+ *
+ * RET_NOTES says in lines (no newline behind the last; "": nothing) what was left out, and what the two still share, for people. -EINVAL: not a
+ * <domain>, or a name that can't be a file's. The caller frees both. */
+int domain_clone_identity(const char *text, size_t len, const char *name, const char *uuid, const char *nvram_path, char **ret_text,
+			  char **ret_notes, struct reason *why);
 
 /* A minimal valid configuration (libvirt schema) without disks, for bare images and empty clones: KVM, x86-64, BIOS,
  * 2 GiB, a serial console and VNC. UUID NULL: none. The caller frees. */

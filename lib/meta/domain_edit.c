@@ -57,8 +57,7 @@ int domain_edit_name(struct domain_edit *edit, const char *name)
 	return xml_set_text(xml_child(edit->root, "name"), name);
 }
 
-/* Case and dashes don't matter. */
-static bool uuid_equal(const char *a, const char *b)
+bool domain_uuid_equal(const char *a, const char *b)
 {
 	for (;; a++, b++) {
 		while (*a == '-')
@@ -75,7 +74,7 @@ static bool uuid_equal(const char *a, const char *b)
 static int set_uuid_text(xmlNodePtr node, const char *uuid)
 {
 	auto_free char *old = xml_text(node);
-	return old && uuid_equal(old, uuid) ? 0 : xml_set_text(node, uuid);
+	return old && domain_uuid_equal(old, uuid) ? 0 : xml_set_text(node, uuid);
 }
 
 static int set_system_uuid(xmlNodePtr system, const char *uuid)

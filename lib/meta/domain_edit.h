@@ -23,6 +23,9 @@ int domain_edit_name(struct domain_edit *edit, const char *name);
 /* <uuid>, and the system UUID in <sysinfo>, which libvirt wants to be the same. An equal UUID keeps its spelling. */
 int domain_edit_uuid(struct domain_edit *edit, const char *uuid);
 
+/* Case and dashes don't matter. */
+bool domain_uuid_equal(const char *a, const char *b);
+
 /* The first <NAME> in <devices>, and the next one behind DEVICE; NULL: none. */
 xmlNodePtr domain_device(xmlNodePtr domain, const char *name);
 xmlNodePtr domain_next_device(xmlNodePtr device, const char *name);

@@ -139,6 +139,15 @@ char *managed_nvram_path(struct store *store, const struct vm *vm)
 	return n < 0 ? NULL : path;
 }
 
+/* An event for each line. */
+static void report_notes(struct store *store, const struct vm *vm, const char *notes)
+{
+	for (size_t len; *notes; notes += len + (notes[len] == '\n')) {
+		len = strcspn(notes, "\n");
+		store_event(store, vm->name, "%.*s", (int)len, notes);
+	}
+}
+
 int managed_adopt_config(struct store *store, const struct vm *vm, const char *text, size_t len, char **ret_config,
 			 char **ret_nvram, struct reason *why)
 {
@@ -155,7 +164,10 @@ int managed_adopt_config(struct store *store, const struct vm *vm, const char *t
 		free(take_ptr(nvram_source));
 	}
 	auto_free char *nvram = nvram_source ? managed_nvram_path(store, vm) : NULL;
-	err = domain_clone_identity(text, len, vm->name, vm->uuid, nvram, ret_config, why);
+	auto_free char *notes = NULL;
+	err = domain_clone_identity(text, len, vm->name, vm->uuid, nvram, ret_config, &notes, why);
+	if (!err)
+		report_notes(store, vm, notes);
 	if (!err && ret_nvram)
 		*ret_nvram = take_ptr(nvram_source);
 	return err;

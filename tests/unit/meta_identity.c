@@ -9,11 +9,15 @@
 
 static xmlRelaxNGPtr schema;
 
+static char *notes; /* of the last clone */
+
 static char *cloned(const char *text, const char *name, const char *nvram)
 {
 	char *out = NULL;
 	struct reason why = {0};
-	CHECK_INT(domain_clone_identity(text, strlen(text), name, NEW_UUID, nvram, &out, &why), 0);
+	free(notes);
+	notes = NULL;
+	CHECK_INT(domain_clone_identity(text, strlen(text), name, NEW_UUID, nvram, &out, &notes, &why), 0);
 	CHECK_STR(why.text, "");
 	CHECK(schema_accepts(schema, out));
 	return out;
@@ -154,16 +158,113 @@ static void test_graphics_socket(void)
 	free(out);
 }
 
+#define DEVICES(devices) \
+	"<domain type='kvm'><name>n</name><uuid>2f3c0b5e-1d58-4c8e-9a53-0a7f2f1f7c11</uuid><memory>1</memory><os><type>hvm</type></os><devices>" \
+	devices "</devices></domain>"
+
+static void check_note(const char *words)
+{
+	if (!notes || !strstr(notes, words))
+		CHECK_STR(notes, words);
+}
+
+/* What QEMU makes gets the new name; of what two VMs can't have there is a note. */
+static void test_host(void)
+{
+	char *out = cloned(DEVICES("<interface type='vhostuser'><mac address='52:54:00:1:2:3'/><source type='unix' path='/run/n.sock' mode='server'/>"
+				   "<model type='virtio'/></interface>"
+				   "<interface type='vhostuser'><source type='unix' path='/run/n-client' mode='client'/><model type='virtio'/></interface>"
+				   "<serial type='file'><source path='/var/log/serial'/></serial>"
+				   "<console type='file'><source path='/var/log/serial'/></console>"
+				   "<serial type='tcp'><source mode='bind' host='::1' service='4555'/></serial>"
+				   "<serial type='tcp'><source mode='connect' host='::1' service='4556'/></serial>"
+				   "<redirdev bus='usb' type='unix'><source mode='bind' path='/run/n.usb'/></redirdev>"
+				   "<rng model='virtio'><backend model='egd' type='unix'><source mode='bind' path='/run/n.egd'/></backend></rng>"
+				   "<audio id='1' type='file' path='/tmp/n.wav'/>"
+				   "<vsock model='virtio'><cid auto='no' address='3'/></vsock>"
+				   "<disk type='vhostuser' device='disk'><driver name='qemu' type='raw'/><source type='unix' path='/run/blk'/>"
+				   "<target dev='vdz' bus='virtio'/></disk>"),
+			   "m", NULL);
+	CHECK_XPATH(out, "//interface[1]/source/@path", "/run/m.sock");
+	CHECK_XPATH(out, "//interface[2]/source/@path", "/run/n-client");
+	CHECK_XPATH(out, "//redirdev/source/@path", "/run/m.usb");
+	CHECK_XPATH(out, "//rng/backend/source/@path", "/run/m.egd");
+	CHECK_XPATH(out, "//audio/@path", "/tmp/m.wav");
+	CHECK_COUNT(out, "//vsock/cid[@auto='yes' and not(@address)]", 1);
+	check_note("vhost-user socket /run/n-client is still");
+	check_note("its serial is still /var/log/serial");
+	check_note("its port 4555");
+	check_note("vhost-user disk /run/blk");
+	CHECK(!strstr(notes, "4556") && !strstr(notes, "console") && nr_lines(notes) == 3);
+	free(out);
+	out = cloned("<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><name>n</name><memory>1</memory><os><type>hvm</type></os>"
+		     "<qemu:commandline><qemu:arg value='-x'/><qemu:arg value='path=/run/n.qmp'/></qemu:commandline></domain>",
+		     "m", NULL);
+	CHECK_XPATH(out, "//qemu:arg[2]/@value", "path=/run/n.qmp");
+	check_note("QEMU argument path=/run/n.qmp");
+	free(out);
+}
+
+static void test_ids_elsewhere(void)
+{
+	char *out = cloned("<domain type='kvm'><name>n</name><uuid>2F3C0B5E1D584C8E9A530A7F2F1F7C11</uuid><memory>1</memory>"
+			   "<sysinfo type='smbios'><system><entry name='serial'>2f3c0b5e-1d58-4c8e-9a53-0a7f2f1f7c11</entry></system>"
+			   "<baseBoard><entry name='serial'>B-1</entry><entry name='asset'>2f3c0b5e-1d58-4c8e-9a53-0a7f2f1f7c11</entry></baseBoard>"
+			   "<chassis><entry name='serial'>C-1</entry></chassis></sysinfo><os><type>hvm</type></os><devices>"
+			   "<interface type='bridge'><mac address='52:54:00:aa:BB:cc'/><source bridge='b'/><virtualport type='openvswitch'>"
+			   "<parameters interfaceid='09b11c53-8b5c-4eeb-8f00-d84eaa0aaa4f'/></virtualport><filterref filter='f'>"
+			   "<parameter name='MAC' value='52:54:00:AA:bb:cc'/><parameter name='IP' value='10.0.0.1'/></filterref></interface>"
+			   "</devices></domain>",
+			   "m", NULL);
+	CHECK_XPATH(out, "/domain/uuid", NEW_UUID);
+	CHECK_XPATH(out, "//system/entry", NEW_UUID);
+	CHECK_XPATH(out, "//baseBoard/entry[@name='asset']", NEW_UUID);
+	CHECK_XPATH(out, "//baseBoard/entry[@name='serial']", "B-1");
+	CHECK_XPATH(out, "//chassis/entry", "C-1");
+	CHECK_COUNT(out, "//parameters[@interfaceid != '09b11c53-8b5c-4eeb-8f00-d84eaa0aaa4f' and string-length(@interfaceid) = 36]", 1);
+	CHECK_COUNT(out, "//interface[mac/@address = filterref/parameter[1]/@value]", 1);
+	CHECK_XPATH(out, "//filterref/parameter[2]/@value", "10.0.0.1");
+	CHECK_STR(notes, "");
+	free(out);
+}
+
+/* State that lies outside the disks. */
+static void test_state(void)
+{
+	char *out = cloned(DEVICES("<tpm model='tpm-crb'><backend type='emulator' version='2.0' persistent_state='yes'>"
+				   "<encryption secret='6dd3e4a5-1d76-44ce-961f-f119f5aad935'/></backend></tpm>"
+				   "<memory model='nvdimm' access='shared'><source><path>/mem/a</path></source><target><size>1</size><node>0</node></target></memory>"
+				   "<memory model='nvdimm' access='private'><source><path>/mem/b</path></source><target><size>1</size><node>0</node></target></memory>"
+				   "<memory model='dimm'><target><size>1</size><node>0</node></target></memory>"),
+			   "m", NULL);
+	CHECK_COUNT(out, "//tpm/backend[@persistent_state='yes']/encryption", 1);
+	CHECK_COUNT(out, "//memory[@model]", 2);
+	check_note("its TPM starts empty");
+	check_note("its memory device /mem/a is left out");
+	CHECK(!strstr(notes, "/mem/b"));
+	free(out);
+	/* Newer than the schema. */
+	static const char newer[] = DEVICES("<tpm><backend type='emulator'><source type='dir' path='/tpm/n'/></backend></tpm>"
+					    "<pstore backend='acpi-erst'><path>/erst/n</path></pstore>");
+	struct reason why = {0};
+	free(notes);
+	notes = out = NULL;
+	CHECK_INT(domain_clone_identity(newer, strlen(newer), "m", NEW_UUID, NULL, &out, &notes, &why), 0);
+	CHECK_COUNT(out, "//tpm/backend/*", 0);
+	CHECK_XPATH(out, "//pstore/path", "/erst/m");
+	free(out);
+}
+
 static void test_refused(void)
 {
-	char *out = NULL;
+	char *out = NULL, *said = NULL;
 	struct reason why = {0};
-	CHECK_INT(domain_clone_identity(web_xml, strlen(web_xml), "a/b", NEW_UUID, NULL, &out, &why), -EINVAL);
+	CHECK_INT(domain_clone_identity(web_xml, strlen(web_xml), "a/b", NEW_UUID, NULL, &out, &said, &why), -EINVAL);
 	CHECK(strstr(why.text, "a/b"));
-	CHECK_INT(domain_clone_identity(web_xml, strlen(web_xml), "", NEW_UUID, NULL, &out, &why), -EINVAL);
-	CHECK_INT(domain_clone_identity(web_xml, strlen(web_xml), "a", NEW_UUID, "/\xff", &out, &why), -EINVAL);
-	CHECK_INT(domain_clone_identity("<domain/>", 9, "a", NEW_UUID, NULL, &out, &why), -EINVAL);
-	CHECK(!out);
+	CHECK_INT(domain_clone_identity(web_xml, strlen(web_xml), "", NEW_UUID, NULL, &out, &said, &why), -EINVAL);
+	CHECK_INT(domain_clone_identity(web_xml, strlen(web_xml), "a", NEW_UUID, "/\xff", &out, &said, &why), -EINVAL);
+	CHECK_INT(domain_clone_identity("<domain/>", 9, "a", NEW_UUID, NULL, &out, &said, &why), -EINVAL);
+	CHECK(!out && !said);
 }
 
 int main(void)
@@ -181,10 +282,14 @@ int main(void)
 		test_two_clones_differ(out);
 	}
 	free(out);
+	test_host();
+	test_ids_elsewhere();
+	test_state();
 	test_nvram();
 	test_name_in_paths();
 	test_graphics_socket();
 	test_refused();
+	free(notes);
 	xmlRelaxNGFree(schema);
 	return test_result();
 }
