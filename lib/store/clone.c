@@ -11,6 +11,7 @@
 #include "meta/domain.h"
 #include "store/clone_spec.h"
 #include "store/freeze.h"
+#include "store/full.h"
 #include "store/jobs.h"
 #include "store/managed.h"
 #include "store/pending.h"
@@ -374,6 +375,8 @@ static int clone_into(struct cloning *c, const char *name, struct vm **ret, stru
 	for (size_t i = 0; !err && i < (*ret)->nr_disks; i++)
 		if ((*ret)->disks[i].pending_path && pending_add_job(c->store, *ret, &(*ret)->disks[i]))
 			store_event(c->store, name, "disk %s is copied at the next start: out of memory", (*ret)->disks[i].file_name);
+	if (!err)
+		full_plan(c->store);
 	return err;
 }
 

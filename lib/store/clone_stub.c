@@ -9,9 +9,3 @@ __attribute__((weak)) int store_clone_volume(struct store *store, struct vm *fro
 	(void)store, (void)from, (void)snapshot, (void)spec, (void)uid, (void)gid;
 	return reason_set(why, -EOPNOTSUPP, "not yet");
 }
-
-__attribute__((weak)) int store_flatten(struct store *store, struct vm *vm, const char *const *disks, size_t nr_disks, struct reason *why)
-{
-	(void)store, (void)vm, (void)disks, (void)nr_disks;
-	return reason_set(why, -EOPNOTSUPP, "not yet");
-}

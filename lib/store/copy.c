@@ -7,6 +7,7 @@
 #include "base/mem.h"
 #include "store/disk_file.h"
 #include "store/freeze.h"
+#include "store/full.h"
 #include "store/managed.h"
 #include "store/pending.h"
 #include "store/store_internal.h"
@@ -126,7 +127,11 @@ static int adopt(struct disk_file *to, struct frozen *from, uint64_t virtual_siz
 	pthread_rwlock_wrlock(&oh->swap);
 	int err = adopt_locked(to->store, oh, from, virtual_size, why);
 	pthread_rwlock_unlock(&oh->swap);
+	/* Without the goal it is a thin copy, which reads the same. */
+	bool full = !err && to->store->clone_full && full_want(to->store, oh->entry, oh->layer, NULL) == 0;
 	pthread_mutex_unlock(&oh->entry->change);
+	if (full)
+		full_plan(to->store);
 	return err;
 }
 

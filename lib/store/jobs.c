@@ -354,10 +354,17 @@ int store_job_cancel(struct store *store, const char *id, struct reason *why)
 	pthread_mutex_lock(&jobs->lock);
 	struct job *job = find_locked(jobs, id);
 	int err = job && !job->forgotten ? job->kind->cancel(store, job, why) : -ENOENT;
-	if (!err)
-		forget_locked(jobs, job);
+	if (err) {
+		pthread_mutex_unlock(&jobs->lock);
+		return err;
+	}
+	const struct job_kind *kind = job->kind;
+	uint32_t vm_id = job->vm_id;
+	char layer[LAYER_NAME_MAX];
+	memcpy(layer, job->layer, sizeof layer);
+	forget_locked(jobs, job);
 	pthread_mutex_unlock(&jobs->lock);
-	return err;
+	return kind->cancelled ? kind->cancelled(store, vm_id, layer, why) : 0;
 }
 
 int jobs_status(struct store *store, uint32_t vm_id, char **ret)

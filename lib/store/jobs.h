@@ -37,6 +37,8 @@ struct job_kind {
 	void (*report)(struct store *store, const struct job *job, int err, const struct reason *why);
 	/* Somebody wants it to end: 0, or why that can't be. Called with jobs->lock held. */
 	int (*cancel)(struct store *store, const struct job *job, struct reason *why);
+	/* The job was taken off the list because somebody wanted it to. Without a lock; it may be at its last piece yet. May be NULL. */
+	int (*cancelled)(struct store *store, uint32_t vm_id, const char *layer, struct reason *why);
 };
 
 struct job {

@@ -13,6 +13,7 @@
 #include "base/mem.h"
 #include "base/strbuf.h"
 #include "store/flats.h"
+#include "store/full.h"
 #include "store/heads.h"
 #include "store/merge.h"
 #include "store/store_internal.h"
@@ -380,6 +381,7 @@ void layers_sweep(struct store *store)
 {
 	layers_unlink_unneeded(store);
 	merges_plan(store);
+	full_plan(store);
 }
 
 /* --- at the start ---------------------------------------------------------------------------------------------- */

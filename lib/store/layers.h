@@ -33,6 +33,7 @@ struct layer_row {
 	bool named;  /* by others than layers */
 	bool is_head; /* the VM's disk now names it */
 	bool kept;   /* for the end of a preview */
+	bool elsewhere; /* other VMs need it */
 	unsigned nr_names; /* of disks, now and in snapshots */
 	unsigned nr_children;
 	const struct layer_row *child; /* one of them */
@@ -135,6 +136,18 @@ struct layer_use {
 
 /* All layers that are needed; the caller frees. */
 int layers_list_uses(struct store *store, struct layer_use **ret, size_t *ret_nr);
+
+/* The part of a chain that is a VM's own: from the top down, the layers that it names or needs alone. (A raw one it must name: what a job has
+ * copied for it goes on to where it is wanted.) */
+struct layer_own {
+	char bottom[LAYER_NAME_MAX]; /* the last of these */
+	bool has_beneath;	     /* a layer of the store, which isn't one of these; else its header knows */
+	bool is_head;		     /* the bottom is the VM's disk now */
+	bool kept;		     /* for the end of a preview */
+};
+
+/* layer_own.c: of the chain whose top is NAME. -ENOENT: there is no such layer, or it isn't VM's. */
+int layers_find_own(struct store *store, uint32_t vm_id, const char *name, struct layer_own *ret);
 
 /* Layers one over the other that can become one: names[0] is needed by others too, the rest only by the one above. */
 struct layer_run {

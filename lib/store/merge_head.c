@@ -100,7 +100,9 @@ static int pull_piece(struct merge *m, void *ctx, uint64_t guest_off, uint64_t l
 {
 	struct hold *h = ctx;
 	pthread_rwlock_rdlock(&h->oh->swap);
-	int err = is_still_top(h) ? head_pull(h->oh->head, m->run.nr - 1, guest_off, len, ret_stored) : MERGE_AGAIN;
+	int err = is_still_top(h) ? head_pull(h->oh->head, m->nr_pulled, guest_off, len, ret_stored) : MERGE_AGAIN;
+	if (!err)
+		err = merge_flush_some(m, h->oh->head, *ret_stored);
 	pthread_rwlock_unlock(&h->oh->swap);
 	return err == -ESTALE ? MERGE_AGAIN : err;
 }
@@ -111,9 +113,11 @@ static int pull_all(struct hold *h)
 	struct view *below = is_still_top(h) ? head_below(h->oh->head) : NULL;
 	uint64_t size = below ? head_virtual_size(h->oh->head) : 0;
 	pthread_rwlock_unlock(&h->oh->swap);
+	if (below)
+		merge_plan_pull(h->m, below);
 	int err = below ? pull_piece(h->m, h, 0, 0, &(uint64_t){0}) : MERGE_AGAIN; /* begins it, should there be nothing to do */
 	if (!err)
-		err = merge_each(h->m, below, h->m->run.nr - 1, size, pull_piece, h);
+		err = merge_each(h->m, below, h->m->nr_pulled, size, pull_piece, h);
 	view_put(below);
 	return err ? err : flush_shared(h);
 }

@@ -13,6 +13,7 @@
 #include "store/store_internal.h"
 
 #define CHUNK	   (4u << 20)	 /* between two looks at `stop`; what a guest's flush may have to wait for */
+#define FLUSH_EACH  (128u << 20) /* of a whole chain */
 #define ZEROS_CHUNK (1ull << 30) /* of zeros */
 
 /* --- the destination ------------------------------------------------------------------------------------------------ */
@@ -86,7 +87,8 @@ int merge_each(struct merge *m, struct view *view, size_t nr_layers, uint64_t si
 		}
 		if (err)
 			return err;
-		atomic_fetch_add(&m->job->progress.done, stored);
+		/* Of a whole chain what was there already counts too: it goes on where it was. */
+		atomic_fetch_add(&m->job->progress.done, !m->whole ? stored : e.kind == EXTENT_DATA || e.kind == EXTENT_COMPRESSED ? min_u64(e.len, len) : 0);
 		off += len;
 	}
 	return 0;
@@ -97,7 +99,27 @@ int merge_each(struct merge *m, struct view *view, size_t nr_layers, uint64_t si
 static int pull_piece(struct merge *m, void *ctx, uint64_t guest_off, uint64_t len, uint64_t *ret_stored)
 {
 	(void)ctx;
-	return head_pull(m->dest, m->run.nr - 1 - m->into, guest_off, len, ret_stored);
+	int err = head_pull(m->dest, m->nr_pulled, guest_off, len, ret_stored);
+	return err ? err : merge_flush_some(m, m->dest, *ret_stored);
+}
+
+int merge_flush_some(struct merge *m, struct head *head, uint64_t stored)
+{
+	m->nr_unflushed += stored;
+	if (!m->whole || m->nr_unflushed < FLUSH_EACH)
+		return 0;
+	m->nr_unflushed = 0;
+	return head_flush(head);
+}
+
+void merge_plan_pull(struct merge *m, const struct view *below)
+{
+	uint64_t total = 0;
+	m->nr_pulled = m->whole ? view_depth(below) : m->run.nr - 1 - m->into;
+	if (m->whole && view_allocated((struct view *)below, &total) == 0) {
+		atomic_store(&m->job->progress.done, 0);
+		atomic_store(&m->job->progress.total, total);
+	}
 }
 
 int merge_pull(struct merge *m, struct reason *why)
@@ -106,9 +128,10 @@ int merge_pull(struct merge *m, struct reason *why)
 	/* Nobody else writes to what is being copied. */
 	int err = below ? view_lock(below, why) : MERGE_AGAIN;
 	if (!err) {
-		err = head_pull(m->dest, m->run.nr - 1 - m->into, 0, 0, NULL); /* begins it, should there be nothing to do */
+		merge_plan_pull(m, below);
+		err = head_pull(m->dest, m->nr_pulled, 0, 0, NULL); /* begins it, should there be nothing to do */
 		if (!err)
-			err = merge_each(m, below, m->run.nr - 1 - m->into, head_virtual_size(m->dest), pull_piece, NULL);
+			err = merge_each(m, below, m->nr_pulled, head_virtual_size(m->dest), pull_piece, NULL);
 		view_unlock(below);
 	}
 	view_put(below);
@@ -138,7 +161,7 @@ static int open_below_run(struct merge *m, struct view **ret, char **ret_name, e
 /* Who opens a chain by name sees the layers of the run below the head, or none of them. */
 static int rebase_locked(struct merge *m, struct head *head, struct view *view, const char *name, enum image_format format)
 {
-	if (!layers_run_is_current(m->store, &m->run))
+	if (!m->whole && !layers_run_is_current(m->store, &m->run))
 		return MERGE_AGAIN;
 	int err = head_rebase(head, view, name, format);
 	if (err)
@@ -154,14 +177,16 @@ int merge_rebase(struct merge *m, struct head *head, struct open_head *oh, struc
 	struct view *view = NULL;
 	auto_free char *name = NULL;
 	enum image_format format = IMAGE_PROBE;
-	int err = open_below_run(m, &view, &name, &format, why);
-	if (!err && oh)
+	int err = m->whole ? 0 : open_below_run(m, &view, &name, &format, why);
+	if (!err && oh && view)
 		err = head_relock(oh, view, why);
 	if (!err) {
 		pthread_rwlock_wrlock(&m->store->layout);
 		err = rebase_locked(m, head, view, name, format);
 		pthread_rwlock_unlock(&m->store->layout);
 	}
+	if (!err && oh && !view)
+		head_relock(oh, NULL, NULL);
 	if (!err && oh) /* what lies beneath it now doesn't read as that does */
 		frozen_put(take_ptr(oh->origin));
 	view_put(view);

@@ -12,6 +12,9 @@ struct merge {
 	struct entry *entry; /* of the VM that uses the run's top */
 	struct layer_run run;
 	size_t into; /* which of the run takes up the others */
+	bool whole; /* all that lies beneath the run's only layer, whosever it is, is pulled into it, which then lies over nothing */
+	uint64_t nr_unflushed; /* bytes */
+	size_t nr_pulled; /* layers, from what lies beneath the destination on */
 	bool pull_only; /* nothing can take the top's place: the sizes differ, or another program reads it */
 	struct head *dest; /* open, unless it is a head in use */
 	struct stat dest_st; /* when it was opened */
@@ -30,6 +33,10 @@ typedef int (*merge_fn)(struct merge *m, void *ctx, uint64_t guest_off, uint64_t
 /* Calls FN for those pieces of the first SIZE bytes where the top NR_LAYERS of VIEW have anything. -ECANCELED: the job shall end. */
 int merge_each(struct merge *m, struct view *view, size_t nr_layers, uint64_t size, merge_fn fn, void *ctx);
 
+/* STORED more bytes were pulled into HEAD: those of a whole chain are made stable now and then, for they aren't pulled again then. */
+int merge_flush_some(struct merge *m, struct head *head, uint64_t stored);
+/* How many layers of BELOW, which lies beneath the destination, are to be pulled. */
+void merge_plan_pull(struct merge *m, const struct view *below);
 /* Pulls all that is below the destination into it, and lets it name what is below the run. */
 int merge_pull(struct merge *m, struct reason *why);
 /* The end of a pull: HEAD, into which all was pulled, gets what is below the run beneath it. OH: it is a head in use; its swap is held. */

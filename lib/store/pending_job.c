@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "store/full.h"
 #include "store/jobs.h"
 #include "store/managed.h"
 #include "store/pending.h"
@@ -120,6 +121,8 @@ static int run(struct store *store, struct job *job, struct reason *why)
 	int err = fill_base(store, &job->disk, &job->progress, why);
 	if (!err)
 		err = commit_base(store, job, why);
+	if (!err)
+		full_plan(store);
 	if (err == -ESTALE)
 		mark_lost(store, job, why);
 	return err;

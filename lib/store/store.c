@@ -14,6 +14,7 @@
 #include "base/mem.h"
 #include "store/flats.h"
 #include "store/found.h"
+#include "store/full.h"
 #include "store/heads.h"
 #include "store/jobs.h"
 #include "store/managed.h"
@@ -265,8 +266,10 @@ int store_start(struct store *store)
 	err = write_pid(store); /* the daemon's, now that it has forked */
 	if (!err)
 		err = pending_add_jobs(store);
-	if (!err)
+	if (!err) {
 		merges_plan(store);
+		full_plan(store);
+	}
 	return err ? err : jobs_start(store);
 }
 
