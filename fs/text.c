@@ -16,7 +16,7 @@ static const char readme[] =
 	"vms/VM/snapshots/S/domain.xml         the configuration at that moment; snapshot.xml: the snapshot itself\n"
 	"vms/VM/current                        the snapshot that was taken or applied last\n"
 	"vms/VM/status, vms/VM/events          what it is, and what happened to it\n"
-	"vms/VM/actions/                       commands, for VMs made here: cat them to see how\n"
+	"vms/VM/actions/                       commands: cat them to see how. For VMs made here; clone for all\n"
 	"clones/                               VMs that were made here\n"
 	"jobs/                                 work in the background; rm cancels it\n"
 	"events                                what happened, and why something was refused (tail -f works)\n"
@@ -39,7 +39,8 @@ static const char readme[] =
 	"  mkdir snapshots/S                   takes one, of all disks at one moment\n"
 	"  ln -sfn snapshots/S current         goes back to it; no other snapshot is lost, nor the state before\n"
 	"  mv snapshots/S snapshots/T          renames; rmdir deletes it, and changes nothing else\n"
-	"  cat actions/*                       what can be written there: snapshots of some disks, previews of mixes, other ways to delete\n"
+	"  cat actions/*                       what can be written there: snapshots of some disks, previews of mixes, other ways to delete and\n"
+	"                                      to clone\n"
 	"\n"
 	"Other files beside domain.xml, of editors for example, are kept in memory until the mount ends.\n"
 	"getfattr -d FILE shows more of a VM, snapshot or disk. The manual page is vmsnapfs(8).\n";
