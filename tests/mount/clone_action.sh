@@ -10,8 +10,11 @@ before=$(fingerprint "$src")
 mount_at src mnt
 web=mnt/vms/web
 
+write_command() { # FILE COMMAND
+	printf '%s\n' "$2" >"$1"
+}
 clone() { # VM COMMAND
-	printf '%s\n' "$2" >"$1/actions/clone"
+	write_command "$1/actions/clone" "$2"
 }
 event() { # VM TEXT: the VM's last event holds it
 	contains "$(tail -n 1 "$1/events")" "$2"
@@ -92,6 +95,25 @@ clone mnt/clones/by-line "$uuid again mode=thin"
 is_clone again upgraded
 clone mnt/clones/by-line "<action><vm><name>now</name><clone>false</clone></vm></action>"
 is_clone now upgraded
+
+say "in full, and made full"
+depends_on_nothing() { # CLONE
+	wait_until 60 jobs_done mnt
+	local image
+	image=$(xpath "$1" "//disk[target/@dev='vda']/source/@file")
+	if img info "$image" | grep "backing file"; then
+		fail "$1 depends on another image"
+	fi
+}
+clone $web "upgraded copy mode=full"
+is_clone copy upgraded
+depends_on_nothing copy
+is_clone copy upgraded
+refused ENOENT write_command mnt/clones/thin/actions/flatten vdq
+refused EROFS write_command $web/actions/flatten all
+write_command mnt/clones/thin/actions/flatten all
+depends_on_nothing thin
+is_clone thin upgraded
 
 say "who may not read it"
 refused EINVAL clone $web "<volume><name>v.qcow2</name></volume>"
