@@ -2,19 +2,17 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/fs.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "base/file.h"
 #include "base/mem.h"
 #include "block/image_priv.h"
+#include "block/share.h"
 
 #define COPY_BYTES (1u << 20)
-#define NOT_SHARED 1 /* not an errno */
 
 struct making {
 	struct view *view;
@@ -53,44 +51,28 @@ static int copy(struct making *m, uint64_t off, uint64_t len)
 	return 0;
 }
 
-/* Whole blocks of the filesystem. NOT_SHARED: these must be copied. */
-static int share_blocks(struct making *m, const struct extent *e, uint64_t head, uint64_t len)
+/* Where one image lies elsewhere its bytes are copied; where the first one does, it's of no use. */
+static int share(struct making *m, const struct extent *e, uint64_t skip, uint64_t len)
 {
-	struct file_clone_range range = {
-		.src_fd = extent_fd(e),
-		.src_offset = e->host_off + head,
-		.src_length = len,
-		.dest_offset = e->guest_off + head,
-	};
-	if (ioctl(m->fd, FICLONERANGE, &range) == 0) {
+	int err = share_blocks(m->fd, e, skip, len, e->guest_off + skip);
+	if (!err)
 		m->has_shared = true;
-		return 0;
-	}
-	switch (errno) {
-	case EOPNOTSUPP:
-	case ENOTTY:
-	case EXDEV:
-		return m->has_shared ? NOT_SHARED : -EOPNOTSUPP; /* one image may lie elsewhere; all of them: no use */
-	case EINVAL: /* the cluster ends beyond the file's end, say */
-		return NOT_SHARED;
-	}
-	return -errno;
+	if (err == -EXDEV || err == -EOPNOTSUPP)
+		err = m->has_shared ? SHARE_COPY : -EOPNOTSUPP;
+	return err;
 }
 
 static int add_data(struct making *m, const struct extent *e)
 {
-	uint64_t mask = m->block_size - 1;
-	uint64_t head = -e->guest_off & mask;
-	if (((e->guest_off ^ e->host_off) & mask) || head >= e->len)
+	uint64_t skip = 0, len = 0;
+	share_part(e, e->guest_off, m->block_size, &skip, &len);
+	int err = len ? share(m, e, skip, len) : SHARE_COPY;
+	if (err == SHARE_COPY)
 		return copy(m, e->guest_off, e->len);
-	uint64_t len = (e->len - head) & ~mask;
-	int err = len ? share_blocks(m, e, head, len) : 0;
-	if (err == NOT_SHARED)
-		return copy(m, e->guest_off, e->len);
-	if (!err && head)
-		err = copy(m, e->guest_off, head);
-	if (!err && head + len < e->len)
-		err = copy(m, e->guest_off + head + len, e->len - head - len);
+	if (!err && skip)
+		err = copy(m, e->guest_off, skip);
+	if (!err && skip + len < e->len)
+		err = copy(m, e->guest_off + skip + len, e->len - skip - len);
 	return err;
 }
 
@@ -105,11 +87,6 @@ static int add_extent(struct making *m, const struct extent *e)
 	return -EINVAL;
 }
 
-static bool continues(const struct extent *run, const struct extent *e)
-{
-	return run->kind == EXTENT_DATA && e->kind == EXTENT_DATA && run->image == e->image && run->host_off + run->len == e->host_off;
-}
-
 static int add_all(struct making *m, const atomic_bool *stop)
 {
 	struct extent run = {.kind = EXTENT_ZERO};
@@ -117,7 +94,7 @@ static int add_all(struct making *m, const atomic_bool *stop)
 	for (uint64_t off = 0; off < end;) {
 		struct extent e = {0};
 		int err = atomic_load(stop) ? -EINTR : view_map(m->view, off, end - off, &e);
-		if (!err && continues(&run, &e)) {
+		if (!err && extent_continues(&run, &e)) {
 			run.len += e.len;
 		} else if (!err) {
 			err = add_extent(m, &run);

@@ -1,19 +1,14 @@
 /* Raw heads: the file's bytes are the disk's. No tables, so no order of writes but that of a flush: what was written before it is stable behind it. */
 #include <errno.h>
-#include <fcntl.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "base/file.h"
-#include "base/mem.h"
 #include "block/head_priv.h"
-#include "block/image_priv.h"
 #include "block/merge.h"
+#include "block/raw.h"
 
-#define SECTOR	    512u
-#define ZEROS_BYTES (256u << 10)
-#define BLOCK	    4096u /* of devices and of the page cache: what is zeroed without being written is whole ones */
+#define SECTOR 512u
 
 static int raw_read(struct head *head, void *buf, size_t len, uint64_t guest_off)
 {
@@ -25,37 +20,11 @@ static int raw_write(struct head *head, const void *buf, size_t len, uint64_t gu
 	return file_write(head->fd, buf, len, guest_off);
 }
 
-static int write_zeros(int fd, uint64_t off, uint64_t len)
-{
-	auto_free char *zeros = calloc(1, (size_t)min_u64(len, ZEROS_BYTES));
-	if (!zeros)
-		return -ENOMEM;
-	int err = 0;
-	for (size_t n; len && !err; off += n, len -= n) {
-		n = (size_t)min_u64(len, ZEROS_BYTES);
-		err = file_write(fd, zeros, n, off);
-	}
-	return err;
-}
-
-/* Whole blocks; false where it can't be done. Of a device a hole is zeros that it doesn't have to keep: where it can't promise them it writes them. */
-static bool drop_blocks(const struct head *head, uint64_t off, uint64_t len)
-{
-	return fallocate(head->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)off, (off_t)len) == 0 ||
-	       (head->is_device && fallocate(head->fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, (off_t)off, (off_t)len) == 0);
-}
-
 /* There is nothing beneath that is to be shown or hidden. What lies behind the file's end is zeros as it is. */
-static int raw_zero(struct head *head, uint64_t guest_off, uint64_t len, enum zero_mode mode)
+static int raw_head_zero(struct head *head, uint64_t guest_off, uint64_t len, enum zero_mode mode)
 {
 	(void)mode;
-	if (!head->is_device && drop_blocks(head, guest_off, len))
-		return 0;
-	uint64_t end = guest_off + len, first = round_up(guest_off, BLOCK), last = end / BLOCK * BLOCK;
-	if (first >= last || !drop_blocks(head, first, last - first))
-		return write_zeros(head->fd, guest_off, len);
-	int err = guest_off < first ? write_zeros(head->fd, guest_off, first - guest_off) : 0;
-	return !err && last < end ? write_zeros(head->fd, last, end - last) : err;
+	return raw_zero(head->fd, head->is_device, guest_off, len);
 }
 
 static int raw_head_map(struct head *head, uint64_t guest_off, uint64_t len, struct extent *ret)
@@ -103,7 +72,7 @@ const struct head_kind head_raw = {
 	.format = IMAGE_RAW,
 	.read = raw_read,
 	.write = raw_write,
-	.zero = raw_zero,
+	.zero = raw_head_zero,
 	.map = raw_head_map,
 	.write_growing = raw_write_growing,
 	.resize = raw_resize,

@@ -86,9 +86,6 @@ int image_claim(struct image_cache *cache, enum image_format format, int fd, con
 int image_lock(struct image *image, enum image_lock_kind kind, struct reason *why);
 void image_unlock(struct image *image, enum image_lock_kind kind);
 
-/* The first extent of a raw file or device: its holes read as zeros, and so does what lies behind its end. Leaves image alone. */
-void raw_map(int fd, uint64_t off, uint64_t len, struct extent *ret);
-
 /* The first extent of the layer alone at GUEST_OFF, at most LEN bytes. EXACT: the holes of a raw file are zeros, else it
  * is data all through. No check against virtual_size: the vmstate lies behind it. */
 int layer_map(const struct layer *layer, uint64_t guest_off, uint64_t len, bool exact, struct extent *ret);

@@ -7,6 +7,7 @@
 #include "block/image_priv.h"
 #include "block/qcow2_format.h"
 #include "block/qcow2_l2.h"
+#include "block/raw.h"
 
 /* Looks at an L2 entry that is being written: each word of it is written in no time. */
 #define NR_AGAIN 1000u
@@ -14,23 +15,6 @@
 static uint64_t min_u64(uint64_t a, uint64_t b)
 {
 	return a < b ? a : b;
-}
-
-void raw_map(int fd, uint64_t off, uint64_t len, struct extent *ret)
-{
-	struct extent e = {.kind = EXTENT_DATA, .guest_off = off, .host_off = off, .len = len};
-	off_t data = lseek(fd, (off_t)off, SEEK_DATA);
-	if (data < 0 && errno == ENXIO) {
-		e.kind = EXTENT_ZERO;
-	} else if (data > (off_t)off) {
-		e.kind = EXTENT_ZERO;
-		e.len = min_u64(len, (uint64_t)data - off);
-	} else if (data == (off_t)off) {
-		off_t hole = lseek(fd, (off_t)off, SEEK_HOLE);
-		if (hole > (off_t)off)
-			e.len = min_u64(len, (uint64_t)hole - off);
-	}
-	*ret = e;
 }
 
 static int raw_layer_map(const struct image *image, uint64_t off, uint64_t len, bool exact, struct extent *ret)

@@ -438,8 +438,7 @@ static int read_extent(const struct extent *e, void *buf)
 	return -EINVAL;
 }
 
-/* Whether B continues A in the same file, so that one read serves both. */
-static bool extent_continues(const struct extent *a, const struct extent *b)
+bool extent_continues(const struct extent *a, const struct extent *b)
 {
 	if (a->kind != b->kind || a->kind == EXTENT_COMPRESSED)
 		return false;

@@ -5,6 +5,7 @@
 #ifndef BLOCK_VIEW_H
 #define BLOCK_VIEW_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -72,6 +73,9 @@ int view_map_beneath(struct view *view, size_t nr_layers, uint64_t guest_off, ui
 
 /* The descriptor that an EXTENT_DATA's host_off counts in; borrowed from the view. */
 int extent_fd(const struct extent *extent);
+
+/* Whether B continues A in the same file, so that they can be read, or shared, as one; or zeros go on. */
+bool extent_continues(const struct extent *a, const struct extent *b);
 
 /* Fills BUF; what lies beyond the virtual size reads as zeros. -EUCLEAN: a table or a cluster is damaged. -EIO. */
 int view_read(struct view *view, void *buf, size_t len, uint64_t guest_off);

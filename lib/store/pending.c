@@ -3,21 +3,16 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <linux/fs.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/file.h"
 #include "base/mem.h"
+#include "block/fill.h"
 #include "store/store_internal.h"
-
-#define COPY_CHUNK  (1u << 20)
-#define HOLE_BLOCK  4096u	/* runs of zeros of at least this become holes */
-#define CLONE_CHUNK (256u << 20) /* between two looks at `stop` */
 
 char *pending_row_of(const struct image_snapshot *row)
 {
@@ -79,106 +74,6 @@ int pending_set(struct vm_disk *disk, const struct frozen *from)
 
 /* --- filling the base ----------------------------------------------------------------------------------------------- */
 
-struct fill {
-	struct store *store;
-	struct view *view;
-	struct job_progress *progress;
-	int fd; /* of the base */
-	char *buf;
-	uint64_t block; /* of the filesystem: what shared extents are aligned to */
-	bool cant_share;
-};
-
-/* Shares the blocks of the aligned part at the beginning of E; returns its length, 0 where nothing can be shared. */
-static uint64_t share_extent(struct fill *fill, const struct extent *e)
-{
-	uint64_t mask = fill->block - 1;
-	if (fill->cant_share || e->kind != EXTENT_DATA || (e->guest_off & mask) || (e->host_off & mask))
-		return 0;
-	uint64_t len = e->len < CLONE_CHUNK ? e->len & ~mask : CLONE_CHUNK;
-	if (!len)
-		return 0;
-	struct file_clone_range range = {
-		.src_fd = extent_fd(e), .src_offset = e->host_off, .src_length = len, .dest_offset = e->guest_off};
-	if (ioctl(fill->fd, FICLONERANGE, &range) == 0)
-		return len;
-	if (errno == EOPNOTSUPP || errno == ENOTTY || errno == ENOSYS || errno == EXDEV)
-		fill->cant_share = true;
-	return 0;
-}
-
-static bool is_zero(const char *p, size_t len)
-{
-	return len == 0 || (p[0] == 0 && memcmp(p, p + 1, len - 1) == 0);
-}
-
-/* Writes BUF but for its blocks of zeros: the file is new, holes read as zeros. */
-static int write_sparse(int fd, const char *buf, size_t len, uint64_t off)
-{
-	size_t done = 0;
-	while (done < len) {
-		size_t run = 0;
-		bool zero = false;
-		/* One run of blocks that are alike. */
-		while (done + run < len) {
-			size_t n = len - done - run < HOLE_BLOCK ? len - done - run : HOLE_BLOCK;
-			bool block_zero = is_zero(buf + done + run, n);
-			if (run && block_zero != zero)
-				break;
-			zero = block_zero;
-			run += n;
-		}
-		int err = zero ? 0 : file_write(fd, buf + done, run, off + done);
-		if (err)
-			return err;
-		done += run;
-	}
-	return 0;
-}
-
-static int copy_extent(struct fill *fill, const struct extent *e, uint64_t *ret_len)
-{
-	size_t len = e->len < COPY_CHUNK ? (size_t)e->len : COPY_CHUNK;
-	/* Up to the next block, so that what follows can be shared. */
-	uint64_t to_block = fill->block - (e->guest_off & (fill->block - 1));
-	if (to_block < fill->block && to_block < len && !fill->cant_share)
-		len = (size_t)to_block;
-	int err = view_read(fill->view, fill->buf, len, e->guest_off);
-	if (!err)
-		err = write_sparse(fill->fd, fill->buf, len, e->guest_off);
-	*ret_len = len;
-	return err;
-}
-
-static int fill_all(struct fill *fill)
-{
-	uint64_t size = view_virtual_size(fill->view);
-	uint64_t total = 0;
-	if (view_allocated(fill->view, &total) == 0)
-		atomic_store(&fill->progress->total, total);
-	if (ftruncate(fill->fd, (off_t)size) < 0)
-		return -errno;
-	for (uint64_t off = 0; off < size;) {
-		struct extent e;
-		int err = view_map(fill->view, off, size - off, &e);
-		if (err)
-			return err;
-		if (atomic_load(&fill->progress->stop))
-			return -ECANCELED;
-		uint64_t len = e.len;
-		if (e.kind != EXTENT_ZERO) {
-			len = share_extent(fill, &e);
-			if (!len)
-				err = copy_extent(fill, &e, &len);
-			atomic_fetch_add(&fill->progress->done, len);
-		}
-		if (err)
-			return err;
-		off += len;
-	}
-	return fsync(fill->fd) < 0 ? -errno : 0;
-}
-
 /* The base may be read by those who may read what it is a copy of. */
 static void give_access(int fd, const struct view *view)
 {
@@ -191,20 +86,15 @@ static void give_access(int fd, const struct view *view)
 
 static int fill_file(struct store *store, const struct vm_disk *disk, int fd, struct job_progress *progress, struct reason *why)
 {
-	struct stat st;
-	auto_free char *buf = malloc(COPY_CHUNK);
-	if (!buf || fstat(fd, &st) < 0)
-		return buf ? -errno : -ENOMEM;
-	struct fill fill = {.store = store, .progress = progress, .fd = fd, .buf = buf};
-	fill.block = st.st_blksize >= 512 && !(st.st_blksize & (st.st_blksize - 1)) ? (uint64_t)st.st_blksize : 4096;
-	int err = open_source(store, disk, &fill.view, why);
+	struct view *view = NULL;
+	int err = open_source(store, disk, &view, why);
 	if (err)
 		return err;
-	give_access(fd, fill.view);
-	err = fill_all(&fill);
+	give_access(fd, view);
+	err = view_fill_raw(view, fd, &(struct fill_spec){.done = &progress->done, .total = &progress->total, .stop = &progress->stop}, why);
 	if (err)
-		reason_set(why, err, "%s: copying snapshot %s: %s", disk->pending_path, disk->pending_snapshot, strerror(-err));
-	view_put(fill.view);
+		reason_prefix(why, err, "snapshot %s: ", disk->pending_snapshot);
+	view_put(view);
 	return err;
 }
 
