@@ -36,6 +36,7 @@ double attr_entry_timeout(const struct place *parent)
 	case NODE_VMS:
 	case NODE_CLONES:
 	case NODE_CLONE_LINK:
+	case NODE_POOLS:
 	case NODE_JOB:
 	case NODE_STATUS:
 	case NODE_VM_EVENTS:
@@ -84,9 +85,18 @@ static struct timespec last_change(struct fs *fs, const struct place *place)
 	return changed > fs->started.tv_sec ? (struct timespec){.tv_sec = changed} : fs->started;
 }
 
+/* Those of the host's directory, but for its group's and others' right to write, which the mount doesn't give. */
+static mode_t pool_permissions(struct fs *fs, const struct place *place)
+{
+	mode_t mode = place->vm->mode;
+	return mode | (mode & 0444) >> 2 | (store_is_writable(fs->store) ? 0200 : 0);
+}
+
 static mode_t permissions(struct fs *fs, const struct place *place)
 {
 	bool managed = place_is_managed(place);
+	if (place->node.kind == NODE_DISKS && place_is_pool(place))
+		return pool_permissions(fs, place);
 	switch (place->node.kind) {
 	case NODE_VMS:
 	case NODE_CLONES:
@@ -99,6 +109,7 @@ static mode_t permissions(struct fs *fs, const struct place *place)
 	case NODE_ACTIONS:
 		return managed ? 0755 : 0555;
 	case NODE_ROOT:
+	case NODE_POOLS:
 	case NODE_SNAPSHOT:
 		return 0555;
 	case NODE_CURRENT:

@@ -18,6 +18,7 @@ enum node_kind {
 	NODE_CLONES_OF, /* clones/VM@SNAPSHOT; snapshot 0: clones/VM@ */
 	NODE_CLONE_LINK, /* in it, a link to the clone; the VM is the clone */
 	NODE_JOBS,
+	NODE_POOLS, /* a pool in it is the NODE_DISKS of its VM */
 	NODE_JOB, /* has a number instead of a VM */
 	NODE_VM,
 	NODE_STATUS,

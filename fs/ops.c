@@ -57,7 +57,7 @@ void ops_fail(fuse_req_t req, const struct place *place, const char *verb, const
 	      const struct reason *why)
 {
 	struct fs *fs = ops_fs(req);
-	const char *vm = place->vm ? place->vm->name : NULL;
+	const char *vm = place->vm && !place_is_pool(place) ? place->vm->name : NULL;
 	char path[600];
 	place_path(fs, place, name, path, sizeof path);
 	const char *text = why && *why->text ? why->text : why_by_error(fs, place, err);

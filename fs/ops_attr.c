@@ -214,9 +214,11 @@ void ops_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name)
 
 void ops_statfs(fuse_req_t req, fuse_ino_t ino)
 {
-	(void)ino;
+	struct fs *fs = ops_fs(req);
 	struct statvfs st = {0};
-	int err = store_statvfs(ops_fs(req)->store, &st);
+	auto_place struct place place = {0};
+	bool in_pool = place_open(fs, ino, &place) == 0 && place_is_pool(&place) && store_pool_statvfs(fs->store, place.vm, &st) == 0;
+	int err = in_pool ? 0 : store_statvfs(fs->store, &st);
 	st.f_namemax = 255;
 	if (err)
 		fuse_reply_err(req, -err);

@@ -92,6 +92,11 @@ bool place_is_managed(const struct place *place)
 	return place->vm && place->vm->kind == VM_MANAGED && !place->snapshot;
 }
 
+bool place_is_pool(const struct place *place)
+{
+	return place->vm && place->vm->place == PLACE_POOLS;
+}
+
 bool place_is_dir(const struct place *place)
 {
 	switch (place->node.kind) {
@@ -100,6 +105,7 @@ bool place_is_dir(const struct place *place)
 	case NODE_CLONES:
 	case NODE_CLONES_OF:
 	case NODE_JOBS:
+	case NODE_POOLS:
 	case NODE_VM:
 	case NODE_SNAPSHOTS:
 	case NODE_ACTIONS:
@@ -141,6 +147,8 @@ static const char *own_name(struct fs *fs, const struct place *place, char **spa
 		return "clones";
 	case NODE_JOBS:
 		return "jobs";
+	case NODE_POOLS:
+		return "pools";
 	case NODE_JOB:
 		*spare = job_numbers_name(fs->job_numbers, node_number(place->node));
 		return *spare;
@@ -184,7 +192,11 @@ void place_path(struct fs *fs, const struct place *place, const char *name, char
 	auto_free char *spare = NULL;
 	const char *parts[6] = {0};
 	size_t nr = 0;
-	if (place->node.kind == NODE_CLONES_OF) {
+	if (place_is_pool(place)) {
+		parts[nr++] = "pools";
+		parts[nr++] = place->vm->name;
+		parts[nr++] = place->disk ? place->disk->file_name : NULL;
+	} else if (place->node.kind == NODE_CLONES_OF) {
 		parts[nr++] = "clones";
 		if (asprintf(&spare, "%s@%s", place->vm->name, place->snapshot ? place->snapshot->name : "") >= 0)
 			parts[nr++] = spare;

@@ -30,6 +30,9 @@ uint64_t place_ino(const struct place *place);
 /* Of a managed VM, and not of a snapshot: what operations may change. */
 bool place_is_managed(const struct place *place);
 
+/* A pool's directory, or a volume in it. */
+bool place_is_pool(const struct place *place);
+
 bool place_is_dir(const struct place *place);
 
 /* The disks that a NODE_DISKS lists. */

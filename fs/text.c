@@ -19,6 +19,7 @@ static const char readme[] =
 	"vms/VM/actions/                       commands: cat them to see how. For VMs made here; clone for all\n"
 	"clones/                               VMs that were made here\n"
 	"jobs/                                 work in the background; rm cancels it\n"
+	"pools/NAME/                           further directories for images (-o pool=NAME:DIR): each image or block device in one as a flat raw file\n"
 	"events                                what happened, and why something was refused (tail -f works)\n"
 	"\n"
 	"Nothing that was found is ever changed. To have a copy that can be:\n"
@@ -33,6 +34,10 @@ static const char readme[] =
 	"  cp new.img clones/NEW/disks/vdb.img adds a disk; rm removes one\n"
 	"  mv clones/NEW clones/OTHER          renames the VM; mv clones/NEW vms/NEW makes it an ordinary one\n"
 	"  rmdir clones/NEW                    removes it (so does rm -r)\n"
+	"\n"
+	"A volume that depends on nothing, in a pool: the ending says the format (.qcow2, else raw). Only what was made here is written to.\n"
+	"\n"
+	"  cp vms/VM/snapshots/S/disks/vda.img pools/NAME/golden.qcow2\n"
 	"\n"
 	"A VM made here has snapshots of its own, in clones/NEW:\n"
 	"\n"
@@ -63,6 +68,7 @@ bool text_is(const struct place *place)
 	case NODE_CLONES_OF:
 	case NODE_CLONE_LINK:
 	case NODE_JOBS:
+	case NODE_POOLS:
 	case NODE_VM:
 	case NODE_VM_EVENTS:
 	case NODE_CURRENT:

@@ -20,6 +20,7 @@ static const struct fixed_name {
 	{NODE_ROOT, "vms", NODE_VMS},
 	{NODE_ROOT, "clones", NODE_CLONES},
 	{NODE_ROOT, "jobs", NODE_JOBS},
+	{NODE_ROOT, "pools", NODE_POOLS},
 	{NODE_VM, "domain.xml", NODE_DOMAIN},
 	{NODE_VM, "status", NODE_STATUS},
 	{NODE_VM, "disks", NODE_DISKS},
@@ -46,8 +47,10 @@ static const struct fixed_name {
 	for (const struct fixed_name *f = fixed_names; f < fixed_names + sizeof fixed_names / sizeof *fixed_names; f++)
 
 /* Not every VM has all of them. DIR is whole where "current" is asked for. */
-static bool fixed_name_exists(const struct fixed_name *fixed, const struct place *dir)
+static bool fixed_name_exists(struct fs *fs, const struct fixed_name *fixed, const struct place *dir)
 {
+	if (fixed->kind == NODE_POOLS)
+		return store_nr_pools(fs->store);
 	if (fixed->kind == NODE_CURRENT)
 		return dir->vm->current >= 0;
 	if (fixed->kind == NODE_MEMORY && !dir->snapshot)
@@ -120,6 +123,8 @@ struct node tree_parent(const struct place *place)
 	case NODE_MEMORY:
 	case NODE_DOMAIN:
 	case NODE_DISKS:
+		if (place_is_pool(place))
+			return (struct node){.kind = NODE_POOLS};
 		return node_beside(place, place->snapshot ? NODE_SNAPSHOT : NODE_VM);
 	case NODE_DISK:
 		return node_beside(place, NODE_DISKS);
@@ -130,6 +135,7 @@ struct node tree_parent(const struct place *place)
 	case NODE_VMS:
 	case NODE_CLONES:
 	case NODE_JOBS:
+	case NODE_POOLS:
 	case NODE_KINDS:
 		break;
 	}
@@ -215,7 +221,7 @@ static int open_in_vm(const struct place *parent, struct node node, struct place
 static int lookup_fixed(struct fs *fs, const struct place *parent, const char *name, pid_t thread, struct place *ret)
 {
 	for_each_fixed_name(fixed) {
-		if (fixed->parent != parent->node.kind || strcmp(fixed->name, name) || !fixed_name_exists(fixed, parent))
+		if (fixed->parent != parent->node.kind || strcmp(fixed->name, name) || !fixed_name_exists(fs, fixed, parent))
 			continue;
 		if (fixed_name_is_hidden(fs, fixed, parent, thread))
 			return -ENOENT;
@@ -228,6 +234,12 @@ static int lookup_vm(struct fs *fs, enum vm_place place, const char *name, struc
 {
 	struct vm *vm = store_find_brief(fs->store, place, name);
 	return vm ? place_of_vm((struct node){.kind = NODE_VM, .vm = vm->id}, vm, ret) : -ENOENT;
+}
+
+static int lookup_pool(struct fs *fs, const char *name, struct place *ret)
+{
+	struct vm *vm = store_find_brief(fs->store, PLACE_POOLS, name);
+	return vm ? place_of_vm((struct node){.kind = NODE_DISKS, .vm = vm->id}, vm, ret) : -ENOENT;
 }
 
 static int lookup_snapshot(struct fs *fs, const struct place *parent, const char *name, struct place *ret)
@@ -307,6 +319,8 @@ int tree_lookup(struct fs *fs, const struct place *parent, const char *name, pid
 		return lookup_disk(parent, name, ret);
 	case NODE_JOBS:
 		return lookup_job(fs, name, ret);
+	case NODE_POOLS:
+		return lookup_pool(fs, name, ret);
 	case NODE_VM:
 		return lookup_in_vm(fs, parent, name, thread, ret);
 	case NODE_ACTIONS:
@@ -347,7 +361,7 @@ static int list_fixed(struct fs *fs, const struct place *dir, struct dir_list *l
 {
 	int err = 0;
 	for_each_fixed_name(fixed) {
-		if (fixed->parent != dir->node.kind || !fixed_name_exists(fixed, dir))
+		if (fixed->parent != dir->node.kind || !fixed_name_exists(fs, fixed, dir))
 			continue;
 		if (fixed_name_is_hidden(fs, fixed, dir, 0))
 			continue;
@@ -397,6 +411,19 @@ static int list_disks(const struct place *dir, struct dir_list *list)
 	return err;
 }
 
+static int list_pools(struct fs *fs, struct dir_list *list)
+{
+	int err = 0;
+	for (size_t i = 0; !err && i < store_nr_pools(fs->store); i++) {
+		const char *name = store_pool_name(fs->store, i);
+		struct vm *vm = store_find_brief(fs->store, PLACE_POOLS, name);
+		if (vm)
+			err = list_add(list, name, (struct node){.kind = NODE_DISKS, .vm = vm->id});
+		vm_put(vm);
+	}
+	return err;
+}
+
 static int list_jobs(struct fs *fs, struct dir_list *list)
 {
 	auto_free char *names = NULL;
@@ -437,6 +464,8 @@ static int list_children(struct fs *fs, const struct place *dir, struct dir_list
 		return list_disks(dir, list);
 	case NODE_JOBS:
 		return list_jobs(fs, list);
+	case NODE_POOLS:
+		return list_pools(fs, list);
 	case NODE_VM:
 		return list_vm(fs, dir, list);
 	}

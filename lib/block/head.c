@@ -435,6 +435,11 @@ static int copy_owner(const struct head *head, const char *tmp)
 	return fchownat(head->dirfd, tmp, st.st_uid, st.st_gid, AT_SYMLINK_NOFOLLOW) < 0 && errno != EPERM ? -errno : 0;
 }
 
+bool head_is_device(const struct head *head)
+{
+	return head->is_device;
+}
+
 void head_set_names(struct head *head, const struct head_names *names)
 {
 	head->names = names;

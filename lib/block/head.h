@@ -69,6 +69,7 @@ int head_open_raw(int dirfd, const char *name, const char *path, struct head **r
 int head_preallocate(struct head *head, uint64_t guest_off, uint64_t len);
 
 uint64_t head_virtual_size(struct head *head);
+bool head_is_device(const struct head *head);
 const struct stat *head_stat(struct head *head, struct stat *ret); /* of its file, now */
 struct view *head_below(struct head *head); /* a new reference; NULL: none */
 
@@ -82,6 +83,10 @@ int head_discard(struct head *head, uint64_t guest_off, uint64_t len);
 
 /* Truncate: shrinking forgets what was cut off, growing adds zeros. */
 int head_resize(struct head *head, uint64_t virtual_size);
+
+/* Lets the raw file at TO_OFF share the first blocks of EXTENT, which is data of a view that the caller has locked; grows the disk. RET_LEN: how much was
+ * shared. -EXDEV: there is no sharing between these two files. -EINVAL: these bytes can't be shared: they don't lie on whole blocks. */
+int head_clone_extent(struct head *head, const struct extent *extent, uint64_t to_off, uint64_t *ret_len);
 
 /* All that was written before the call is stable when it returns. */
 int head_flush(struct head *head);

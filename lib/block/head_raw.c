@@ -7,8 +7,10 @@
 #include "block/head_priv.h"
 #include "block/merge.h"
 #include "block/raw.h"
+#include "block/share.h"
 
 #define SECTOR 512u
+#define BLOCK  4096u /* what filesystems share whole ones of */
 
 static int raw_read(struct head *head, void *buf, size_t len, uint64_t guest_off)
 {
@@ -57,6 +59,32 @@ static int raw_write_growing(struct head *head, const void *buf, size_t len, uin
 		err = file_write(head->fd, buf, len, guest_off);
 	if (err)
 		raw_resize(head, old_end);
+	return err;
+}
+
+static int share(struct head *head, const struct extent *extent, uint64_t to_off, uint64_t len)
+{
+	int err = share_blocks(head->fd, extent, 0, len, to_off);
+	return err == SHARE_COPY ? -EINVAL : err == -EOPNOTSUPP ? -EXDEV : err;
+}
+
+int head_clone_extent(struct head *head, const struct extent *extent, uint64_t to_off, uint64_t *ret_len)
+{
+	uint64_t skip = 0, len = 0;
+	if (head->kind != &head_raw || head->is_device || extent->kind != EXTENT_DATA || !extent->image)
+		return -EXDEV;
+	share_part(extent, to_off, BLOCK, &skip, &len);
+	if (!len || skip)
+		return -EINVAL;
+	pthread_rwlock_wrlock(&head->gate);
+	uint64_t old_end = head_virtual_size(head);
+	int err = to_off + len > old_end ? raw_resize(head, to_off + len) : 0;
+	if (!err && (err = share(head, extent, to_off, len)) && old_end < to_off + len)
+		raw_resize(head, old_end);
+	pthread_rwlock_unlock(&head->gate);
+	err = head_changed(head, err);
+	if (!err)
+		*ret_len = len;
 	return err;
 }
 

@@ -14,6 +14,7 @@
 
 #define COPY_CHUNK	(1u << 20)
 #define NOT_SHARED	(-EXDEV) /* copy it the plain way */
+#define APART_MAX	(256ull << 20)
 #define FREEZE_LEN_MIN	(1u << 20) /* a disk that is written to isn't frozen for less, unless it is smaller */
 
 /* --- putting a blank disk over a frozen one ---------------------------------------------------------------------------------- */
@@ -133,6 +134,20 @@ static int adopt(struct disk_file *to, struct frozen *from, uint64_t virtual_siz
 	if (full)
 		full_plan(to->store);
 	return err;
+}
+
+/* A pool's volumes depend on nothing: they are never put over anything, and nothing over them. */
+static bool lies_in_pool(struct disk_file *file)
+{
+	if (file->kind != DISK_FILE_HEAD)
+		return false;
+	struct vm *vm = table_current(file->store, file->head->entry);
+	bool is_volume = vm && vm->place == PLACE_POOLS;
+	vm_put(vm);
+	pthread_rwlock_rdlock(&file->head->swap);
+	bool in_pool = is_volume || strchr(file->head->layer, '/');
+	pthread_rwlock_unlock(&file->head->swap);
+	return in_pool;
 }
 
 /* --- sharing with a frozen disk -------------------------------------------------------------------------------------------------- */
@@ -348,6 +363,59 @@ static int copy_plain(struct disk_file *from, uint64_t from_off, struct disk_fil
 	return to_off + len > disk_virtual_size(to) ? disk_resize(to, to_off + len) : 0;
 }
 
+/* The run of data at OFF that lies in one piece of one file, or the first extent of something else. */
+static int map_run(struct view *view, uint64_t off, uint64_t len, struct extent *ret)
+{
+	int err = view_map(view, off, len, ret);
+	while (!err && ret->kind == EXTENT_DATA && ret->len < len) {
+		struct extent next;
+		err = view_map(view, off + ret->len, len - ret->len, &next);
+		if (err || !extent_continues(ret, &next))
+			break;
+		ret->len += next.len;
+	}
+	return err;
+}
+
+/* Shares what there is at FROM_OFF. *RET_LEN: how much was, or how much is to be copied instead (NOT_SHARED). */
+static int clone_run(struct disk_file *from, uint64_t from_off, struct disk_file *to, uint64_t to_off, uint64_t *ret_len, bool *ret_never)
+{
+	struct extent e;
+	int err = map_run(from->view, from_off, *ret_len, &e);
+	if (err)
+		return err;
+	*ret_len = e.len;
+	if (e.kind != EXTENT_DATA)
+		return NOT_SHARED;
+	pthread_rwlock_rdlock(&to->head->swap);
+	err = to->head->head ? head_clone_extent(to->head->head, &e, to_off, ret_len) : to->head->lost_err;
+	pthread_rwlock_unlock(&to->head->swap);
+	*ret_never = err == -EXDEV;
+	return err == -EINVAL ? NOT_SHARED : err;
+}
+
+/* Neither is put over the other: blocks are shared where both lie on one filesystem that can, else copied, not for too long at a time. */
+static ssize_t copy_apart(struct disk_file *from, uint64_t from_off, struct disk_file *to, uint64_t to_off, uint64_t len)
+{
+	bool never = from->kind != DISK_FILE_VIEW;
+	uint64_t copied = 0;
+	for (uint64_t done = 0; done < len;) {
+		uint64_t n = len - done;
+		int err = never ? NOT_SHARED : clone_run(from, from_off + done, to, to_off + done, &n, &never);
+		if (err == NOT_SHARED) {
+			n = n < APART_MAX - copied ? n : APART_MAX - copied;
+			err = copy_plain(from, from_off + done, to, to_off + done, n);
+			copied += n;
+		}
+		if (err)
+			return err;
+		done += n;
+		if (copied >= APART_MAX)
+			return (ssize_t)done;
+	}
+	return (ssize_t)len;
+}
+
 ssize_t disk_copy(struct disk_file *from, uint64_t from_off, struct disk_file *to, uint64_t to_off, uint64_t len,
 		  struct reason *why)
 {
@@ -360,6 +428,8 @@ ssize_t disk_copy(struct disk_file *from, uint64_t from_off, struct disk_file *t
 	if (to_off > INT64_MAX - len)
 		return -EFBIG;
 	int err = NOT_SHARED;
+	if (lies_in_pool(to) || lies_in_pool(from))
+		return copy_apart(from, from_off, to, to_off, len);
 	if (from_off == to_off && from->frozen)
 		err = share_frozen(from->frozen, to, from_off, len, why);
 	else if (from_off == to_off && from->kind == DISK_FILE_HEAD)
@@ -373,7 +443,7 @@ ssize_t disk_copy(struct disk_file *from, uint64_t from_off, struct disk_file *t
 
 void disk_hint_source(struct disk_file *to, struct disk_file *from)
 {
-	if (to->kind != DISK_FILE_HEAD || !from->frozen || !is_blank(to))
+	if (to->kind != DISK_FILE_HEAD || !from->frozen || !is_blank(to) || lies_in_pool(to))
 		return;
 	struct open_head *oh = to->head;
 	pthread_rwlock_wrlock(&oh->swap);

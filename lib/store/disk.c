@@ -165,8 +165,11 @@ static int open_disk(struct store *store, const struct vm *vm, const struct vm_s
 		int err = managed_check(store, vm, why);
 		if (err)
 			return err;
+		if (disk->found && !disk->layer)
+			return reason_set(why, -EROFS, "it wasn't made here but found in the directory of pool %s: it is only shown", vm->name);
 	}
-	if (disk->layer && !snapshot && store->writable)
+	/* A device that was found is a head for who writes to it alone: to be read it needn't be ours. */
+	if (disk->layer && !snapshot && store->writable && (writable || !disk->found))
 		return open_head_file(store, vm, disk, writable, ret, why);
 	if (disk->pending_path)
 		return reason_set(why, -EIO, "its data isn't copied yet from %s, and the store can't be written", disk->pending_path);
@@ -415,6 +418,15 @@ static void let_go_beneath(struct disk_file *file)
 	layers_sweep(store);
 }
 
+/* It stays as large as it is. Who empties it goes on to write what isn't zeros alone. */
+static int resize_device(struct head *head, uint64_t virtual_size)
+{
+	uint64_t end = head_virtual_size(head);
+	if (virtual_size > end)
+		return -ENOSPC;
+	return virtual_size ? 0 : head_discard(head, 0, end);
+}
+
 int disk_resize(struct disk_file *file, uint64_t virtual_size)
 {
 	int err = 0;
@@ -423,7 +435,7 @@ int disk_resize(struct disk_file *file, uint64_t virtual_size)
 	struct head *head = head_enter(file, &err);
 	if (!head)
 		return err;
-	err = head_resize(head, virtual_size);
+	err = head_is_device(head) ? resize_device(head, virtual_size) : head_resize(head, virtual_size);
 	bool stacked = file->head->locked;
 	head_leave(file);
 	if (!err && !virtual_size && stacked)

@@ -12,6 +12,7 @@
 #include "store/jobs.h"
 #include "store/managed.h"
 #include "store/manifest.h"
+#include "store/pool_vm.h"
 #include "store/store_internal.h"
 
 #define MAX_DISKS ((1u << DISK_ID_BITS) - 1)
@@ -31,6 +32,13 @@ static int find_disk(const struct vm *vm, const char *file_name)
 	return -1;
 }
 
+/* Of a pool. */
+static int refuse_found(const struct vm *vm, const char *file_name, struct reason *why)
+{
+	return reason_set(why, -EROFS, "%s wasn't made here but found in the directory of pool %s: it is only shown. Use the tool that made it", file_name,
+			  vm->name);
+}
+
 /* --- removing --------------------------------------------------------------------------------------------------------------- */
 
 /* DISK is no disk of the VM any more. Who has it open goes on; its layer goes when nobody does. */
@@ -47,6 +55,8 @@ static int remove_locked(struct store *store, struct entry *entry, const struct 
 	int i = find_disk(now, file_name);
 	if (i < 0)
 		return reason_set(why, -ENOENT, "%s has no disk %s", now->name, file_name);
+	if (now->disks[i].found)
+		return refuse_found(now, file_name, why);
 	struct vm *next = vm_copy(now);
 	if (!next)
 		return -ENOMEM;
@@ -79,9 +89,9 @@ static int with_disk(struct store *store, const struct vm *now, const char *file
 	struct vm *next = vm_copy(now);
 	struct vm_disk *disk = next ? vm_disk_add(&next->disks, &next->nr_disks) : NULL;
 	if (disk) {
-		disk->format = IMAGE_QCOW2;
+		disk->format = layer_format(layer);
 		disk->path = layer_path(store, layer);
-		disk->target = manifest_target_of(file_name);
+		disk->target = now->place == PLACE_POOLS ? NULL : manifest_target_of(file_name);
 	}
 	if (!disk || !disk->path || text_set(&disk->file_name, file_name) || text_set(&disk->layer, layer)) {
 		vm_put(next);
@@ -117,8 +127,8 @@ static int create_locked(struct store *store, struct entry *entry, const struct 
 		return reason_set(why, -EEXIST, "%s exists", file_name);
 	if (now->nr_disks >= MAX_DISKS)
 		return reason_set(why, -ENOSPC, "%s has %u disks already", now->name, MAX_DISKS);
-	struct overlay_spec spec = {0};
-	int err = layer_create(store, &spec, NULL, owner, layer, why);
+	int err = now->place == PLACE_POOLS ? pool_volume_make(store, now, file_name, owner, layer, why)
+					    : layer_create(store, &(struct overlay_spec){0}, NULL, owner, layer, why);
 	if (err)
 		return err;
 	err = commit_disk(store, entry, now, file_name, layer, ret, why);
@@ -163,19 +173,24 @@ static int rename_locked(struct store *store, struct entry *entry, const struct 
 		return reason_set(why, -ENOENT, "%s has no disk %s", now->name, old_name);
 	if (from == replaced)
 		return 0;
+	if (now->disks[from].found || (replaced >= 0 && now->disks[replaced].found))
+		return refuse_found(now, now->disks[from].found ? old_name : new_name, why);
+	int err = now->place == PLACE_POOLS ? pool_check_rename(now->disks[from].layer, new_name, why) : 0;
+	if (err)
+		return err;
 	struct vm *next = vm_copy(now);
 	if (!next)
 		return -ENOMEM;
 	struct vm_disk *disk = &next->disks[from];
 	free(disk->target);
-	disk->target = manifest_target_of(new_name);
+	disk->target = now->place == PLACE_POOLS ? NULL : manifest_target_of(new_name);
 	if (text_set(&disk->file_name, new_name)) {
 		vm_put(next);
 		return -ENOMEM;
 	}
 	if (replaced >= 0)
 		vm_disk_drop(next, (size_t)replaced);
-	int err = managed_commit(store, entry, next, why);
+	err = managed_commit(store, entry, next, why);
 	if (!err && replaced >= 0)
 		let_go(store, &now->disks[replaced]);
 	return err;
@@ -191,6 +206,10 @@ int disk_rename(struct store *store, struct vm *vm, const char *old_name, const 
 	if (err)
 		return err;
 	err = rename_locked(store, entry, now, old_name, new_name, why);
+	if (!err && now->place == PLACE_POOLS) {
+		layers_unlink_unneeded(store); /* what was replaced has the file's name */
+		pool_volume_rename_file(store, entry, new_name);
+	}
 	managed_end(entry, now);
 	if (!err)
 		layers_sweep(store);
@@ -213,6 +232,8 @@ int disk_chmod(struct store *store, struct vm *vm, const char *file_name, mode_t
 	int i = find_disk(now, file_name);
 	if (i < 0)
 		err = -ENOENT;
+	else if (now->disks[i].found)
+		err = now->disks[i].layer ? 0 : -EROFS; /* of a device: accepted and forgotten, for cp -p's sake */
 	else
 		err = chmod_layer(store, now->disks[i].layer, (mode & 0777) | 0600);
 	managed_end(entry, now);

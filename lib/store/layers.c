@@ -111,8 +111,7 @@ int layers_add(struct store *store, const char *name, const char *beneath)
 	return err;
 }
 
-/* As layers_add(). -EEXIST: another layer has the name, which in a pool somebody chose. */
-static int add_new(struct store *store, const char *name, const char *beneath)
+int layers_add_new(struct store *store, const char *name, const char *beneath)
 {
 	pthread_mutex_lock(&store->lock);
 	int err = layer_row_find_locked(&store->layers, name) ? -EEXIST : can_lie_over_locked(&store->layers, beneath) ? 0 : -ESTALE;
@@ -192,7 +191,7 @@ int layer_create(struct store *store, const struct overlay_spec *spec, const cha
 	if (err)
 		return err;
 	/* In the table first: a sweep must not take the file for the rest of something. */
-	err = add_new(store, name, beneath);
+	err = layers_add_new(store, name, beneath);
 	if (err == -EEXIST)
 		return reason_set(why, err, "%s exists", name);
 	if (err == -ESTALE)

@@ -87,6 +87,8 @@ int layer_backing_name(struct store *store, const char *layer, const char *real_
 
 /* Enters a layer into the table, pinned; BENEATH NULL: no layer of the store. -ESTALE: BENEATH has gone, or is about to. */
 int layers_add(struct store *store, const char *name, const char *beneath);
+/* The same. -EEXIST: another layer has the name, which in a pool somebody chose. */
+int layers_add_new(struct store *store, const char *name, const char *beneath);
 /* Keeps a layer that is in the table; -ESTALE: it isn't any more, or is being merged with what needs it. */
 int layers_pin(struct store *store, const char *name);
 void layers_unpin(struct store *store, const char *name);

@@ -181,7 +181,8 @@ static int render(const struct vm *vm, bool fresh_only, char **ret_text, size_t 
 	add_element(&b, "  ", "name", vm->name);
 	add_element(&b, "  ", "origin", vm->origin);
 	for (size_t i = 0; i < vm->nr_disks; i++)
-		add_disk(&b, &vm->disks[i], "  ");
+		if (!vm->disks[i].found)
+			add_disk(&b, &vm->disks[i], "  ");
 	add_snapshots(&b, vm, fresh_only);
 	if (vm->current >= 0) {
 		strbuf_addf(&b, "  <current");

@@ -23,7 +23,9 @@
  * vm.xml says of a snapshot is right, where the two differ.
  *
  * A disk without target is a scratch file of a copying program: kept as well, since it may be all that there is of somebody's
- * data. The layer's own header says what lies beneath it. */
+ * data. The layer's own header says what lies beneath it.
+ *
+ * place='pools': the volumes that were made in the pool of that name; file='…' is their name in pools/NAME/. */
 #ifndef STORE_MANIFEST_H
 #define STORE_MANIFEST_H
 

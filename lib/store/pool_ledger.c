@@ -164,6 +164,8 @@ bool pool_has(struct pool *pool, const char *file)
 /* Whether nobody has it mounted, or exclusively open. */
 static int claim_device(struct pool *pool, const char *file, struct pool_entry *entry)
 {
+	if (!pool->allow_devices)
+		return -EACCES;
 	auto_close int fd = openat(pool->dirfd, file, O_RDWR | O_EXCL | O_CLOEXEC);
 	if (fd < 0)
 		return -errno;

@@ -12,6 +12,7 @@
 #define STORE_POOLS_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <sys/types.h>
@@ -32,6 +33,9 @@ struct pool {
 	int dirfd;
 	int ledger_fd; /* STORE/pools/NAME; -1: there is no store */
 	pthread_mutex_t lock; /* of the ledger; innermost. Held across I/O on it */
+	bool allow_devices;
+	atomic_llong next_look_ms; /* for found volumes: see pool_vm.h */
+	bool said_too_many;	   /* protected by the change lock of the pool's VM */
 	struct head_names head_names; /* for the heads that lie in it */
 };
 

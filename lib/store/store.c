@@ -20,6 +20,7 @@
 #include "store/managed.h"
 #include "store/merge.h"
 #include "store/pending.h"
+#include "store/pool_vm.h"
 #include "store/stat.h"
 #include "store/store_internal.h"
 #include "store/text_size.h"
@@ -250,6 +251,8 @@ int store_open(const struct store_config *config, struct store **ret, struct rea
 		err = make_parts(store, config);
 	if (!err)
 		err = load_managed(store, why);
+	if (!err)
+		err = pool_vms_load(store, why);
 	if (err) {
 		store_close(store);
 		return err;
@@ -309,13 +312,41 @@ int store_statvfs(struct store *store, struct statvfs *ret)
 	return err < 0 ? -errno : 0;
 }
 
+size_t store_nr_pools(const struct store *store)
+{
+	return store->nr_pools;
+}
+
+const char *store_pool_name(const struct store *store, size_t i)
+{
+	return store->pools[i].name;
+}
+
+int store_pool_statvfs(struct store *store, const struct vm *vm, struct statvfs *ret)
+{
+	const struct pool *pool = pool_of_vm(store, vm);
+	return !pool ? -ENODEV : fstatvfs(pool->dirfd, ret) < 0 ? -errno : 0;
+}
+
 struct image_cache *store_images(struct store *store)
 {
 	return store->images;
 }
 
+/* The pool's VM as its directory is now. */
+static struct vm *refreshed(struct store *store, struct vm *vm)
+{
+	if (!vm || !pool_vm_refresh(store, vm))
+		return vm;
+	struct entry *entry = table_entry(store, vm->id);
+	vm_put(vm);
+	return table_current(store, entry);
+}
+
 struct vm *store_find_brief(struct store *store, enum vm_place place, const char *name)
 {
+	if (place == PLACE_POOLS)
+		return pool_find(store, name, strlen(name)) ? refreshed(store, table_find(store, place, name)) : NULL;
 	found_refresh(store);
 	return table_find(store, place, name);
 }
@@ -324,7 +355,7 @@ struct vm *store_get_brief(struct store *store, uint32_t vm_id)
 {
 	found_refresh(store);
 	struct entry *entry = table_entry(store, vm_id);
-	return entry ? table_current(store, entry) : NULL;
+	return entry ? refreshed(store, table_current(store, entry)) : NULL;
 }
 
 struct vm *store_whole(struct store *store, struct vm *vm)

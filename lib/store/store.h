@@ -64,6 +64,12 @@ bool store_is_writable(const struct store *store);
 int store_statvfs(struct store *store, struct statvfs *ret);
 struct image_cache *store_images(struct store *store);
 
+/* The pools that were given. */
+size_t store_nr_pools(const struct store *store);
+const char *store_pool_name(const struct store *store, size_t i);
+/* Of the filesystem that the pool of VM lies on. -ENODEV: it is no pool. */
+int store_pool_statvfs(struct store *store, const struct vm *vm, struct statvfs *ret);
+
 /* --- looking -------------------------------------------------------------------------------------------------- */
 
 /* Reference to a VM; NULL: none. Lookups notice what changed in SOURCE, at most a second late; the first one waits until SOURCE has been read. */

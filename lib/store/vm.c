@@ -231,6 +231,7 @@ int vm_disk_copy(struct vm_disk *to, const struct vm_disk *from)
 	to->format = from->format;
 	to->pending_format = from->pending_format;
 	to->shareable = from->shareable;
+	to->found = from->found;
 	to->error = from->error;
 	if (text_set(&to->file_name, from->file_name) || text_set(&to->target, from->target) ||
 	    text_set(&to->path, from->path) || text_set(&to->snapshot, from->snapshot) ||

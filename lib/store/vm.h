@@ -43,6 +43,7 @@ struct vm_disk {
 	bool full;	  /* depend on nothing but this VM's own layers */
 	bool preallocate; /* with all its space allocated, once it does */
 	char *full_base;  /* become this raw file, named like a layer; NULL: stay what it is */
+	bool found;	    /* a pool's: it was in the directory; never renamed nor removed, and written only where it is a device (then it has a layer) */
 	bool shareable;	    /* other VMs write to it too: not cloned */
 	int error;	/* 0, or why it can't be served: a negative errno, the reason in error_text */
 	char *error_text;
