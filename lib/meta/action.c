@@ -470,7 +470,6 @@ void action_done(struct action *action)
 	free(action->rows);
 	free(action->domain);
 	free(action->volume_disk);
-	free(action->volume_path);
 	free(action->backing);
 	for (size_t i = 0; i < action->nr_disks; i++)
 		free(action->disks[i]);

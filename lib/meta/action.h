@@ -89,7 +89,6 @@ struct action {
 	char *domain; /* a <domain> to be its configuration; NULL: the source's */
 	bool is_volume; /* no VM, but a volume in a pool (see ALL) of one disk of the source */
 	char *volume_disk; /* that disk; NULL: the only one */
-	char *volume_path; /* where the document says that it will lie; NULL: nothing */
 	char *backing; /* the file that a thin volume goes on from; NULL: not said */
 	long owner, group; /* -1: not said */
 };

@@ -166,7 +166,6 @@ static int parse_volume(xmlNodePtr volume, struct action *action, struct reason 
 	xmlNodePtr target = xml_child(volume, "target");
 	action->is_volume = true;
 	action->volume_disk = take_ptr(action->name);
-	action->volume_path = xml_text(xml_child(target, "path"));
 	int err = check_volume_words(action, why);
 	if (!err)
 		err = check_volume_type(volume, why);

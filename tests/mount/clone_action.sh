@@ -115,7 +115,7 @@ write_command mnt/clones/thin/actions/flatten all
 depends_on_nothing thin
 is_clone thin upgraded
 
-say "who may not read it"
+say "a volume where there are no pools"
 refused EINVAL clone $web "<volume><name>v.qcow2</name></volume>"
 event $web "which"
 equal "$before" "$(fingerprint "$src")"

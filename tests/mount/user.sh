@@ -82,4 +82,22 @@ refused EACCES as "$bob" mkdir shared/clones/mine/snapshots/x
 refused EACCES as "$bob" rmdir shared/clones/mine/snapshots/ram
 refused EACCES as "$bob" ln -sfn snapshots/ram shared/clones/mine/current
 lists shared/clones/mine/snapshots by-mkdir by-action ram
+
+say "actions/clone: who may make a clone with mkdir, and of what"
+clone() { # USER-ID VM COMMAND
+	as "$1" tee "shared/vms/$2/actions/clone" <<<"$3" >/dev/null
+}
+clone "$alice" web "patched by-alice"
+equal "$alice" "$(stat -c %u shared/clones/by-alice/disks/vda.img)" "owner of the clone"
+refused EACCES clone "$bob" web "patched by-bob"
+refused EACCES as "$bob" mkdir shared/clones/web@patched/by-bob
+chown root "$src/images/private-vda.qcow2"
+not_alices() {
+	[ "$(stat -c %u shared/vms/private/snapshots/installed/disks/vda.img)" = 0 ]
+}
+wait_until 10 not_alices
+refused EACCES as "$alice" mkdir shared/clones/private@installed/stolen
+refused EACCES clone "$alice" private "installed stolen"
+refused EACCES clone "$alice" private "installed stolen vda=none"
+[ ! -e shared/clones/stolen ] || fail "a clone of what alice may not read"
 unmount shared
