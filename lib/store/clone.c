@@ -100,10 +100,17 @@ static int add_disk(struct cloning *c, const struct vm_disk *from, const struct 
 		err = pending_set(disk, pending);
 	if (err)
 		return err;
+	if (!*name)
+		layer_name_new(name, ".qcow2");
+	auto_free char *backing = NULL;
 	if (pending) {
 		overlay.backing_name = disk->pending_base;
 		overlay.backing_format = IMAGE_RAW;
 		beneath = disk->pending_base;
+	} else if (overlay.backing_name && (err = layer_backing_name(c->store, name, overlay.backing_name, &backing, why))) {
+		return err;
+	} else {
+		overlay.backing_name = backing;
 	}
 	struct layer_owner owner = {plan->spec.mode_bits ? plan->spec.mode_bits : 0600, c->next->uid, c->next->gid};
 	err = layer_create(c->store, &overlay, beneath, &owner, name, why);
@@ -126,19 +133,15 @@ static bool is_skippable(int err)
 static int add_over_view(struct cloning *c, const struct vm_disk *from, const struct clone_disk *plan, struct view *view, struct reason *why)
 {
 	struct frozen *frozen = NULL;
-	auto_free char *backing = NULL;
 	int err = frozen_new(c->store, view, from->path, from->snapshot, &frozen, why);
 	if (err)
 		return err;
-	struct overlay_spec spec = {.virtual_size = view_virtual_size(view)};
-	if (!frozen->snapshot) {
-		err = layer_backing_name(c->store, "", frozen->path, &backing, why);
-		spec.backing_name = backing;
-		spec.backing_format = frozen->format;
-	}
 	char layer[LAYER_NAME_MAX];
-	if (!err)
-		err = add_disk(c, from, plan, &spec, layer_of_path(c->store, frozen->path, layer) ? layer : NULL, frozen->snapshot ? frozen : NULL, why);
+	bool is_layer = layer_of_path(c->store, frozen->path, layer);
+	struct overlay_spec spec = {.virtual_size = view_virtual_size(view), .backing_format = frozen->format};
+	if (!is_layer && !frozen->snapshot)
+		spec.backing_name = frozen->path;
+	err = add_disk(c, from, plan, &spec, is_layer ? layer : NULL, frozen->snapshot ? frozen : NULL, why);
 	frozen_put(frozen);
 	return err;
 }
