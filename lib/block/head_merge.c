@@ -412,3 +412,23 @@ int head_rebase(struct head *head, struct view *view, const char *backing_name, 
 	view_put(old);
 	return err;
 }
+
+int head_exchange_base(struct head *head, const struct view *beneath, struct view *view, const char *backing_name, enum image_format format)
+{
+	if (strlen(backing_name) > QCOW2_MAX_BACKING_NAME)
+		return -ENAMETOOLONG;
+	pthread_mutex_lock(&head->flush_lock);
+	int err = head->below == beneath ? tables_write(head) : -ESTALE; /* B1 */
+	if (!err)
+		err = write_name(head, backing_name, format);
+	pthread_mutex_unlock(&head->flush_lock);
+	if (err)
+		return err;
+	pthread_rwlock_wrlock(&head->gate);
+	struct view *old = head->below;
+	head->below = view_ref(view);
+	atomic_store(&head->nr_pulled, 0);
+	pthread_rwlock_unlock(&head->gate);
+	view_put(old);
+	return 0;
+}

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/file.h"
@@ -12,6 +13,7 @@
 #include "store/clone_spec.h"
 #include "store/freeze.h"
 #include "store/full.h"
+#include "store/full_raw.h"
 #include "store/jobs.h"
 #include "store/managed.h"
 #include "store/pending.h"
@@ -30,6 +32,8 @@ struct cloning {
 	char (*layers)[LAYER_NAME_MAX]; /* made, and pinned */
 	size_t nr_layers;
 	size_t max_layers;
+	char (*bases)[LAYER_NAME_MAX]; /* what disks are to become: names that were taken */
+	size_t nr_bases;
 	bool hopeless; /* what failed isn't the source of one disk */
 };
 
@@ -46,8 +50,9 @@ static int plan(struct cloning *c, struct reason *why)
 	const struct vm_disk *disks = source_disks(c, &nr);
 	c->plans = mem_new_array(nr + 1, sizeof *c->plans);
 	c->layers = mem_new_array(nr + 1, sizeof *c->layers);
+	c->bases = mem_new_array(nr + 1, sizeof *c->bases);
 	c->max_layers = nr;
-	if (!c->plans || !c->layers)
+	if (!c->plans || !c->layers || !c->bases)
 		return -ENOMEM;
 	int err = clone_spec_check(c->spec, disks, nr, why);
 	for (size_t i = 0; !err && i < nr; i++)
@@ -67,17 +72,30 @@ static int set_names(struct cloning *c, struct vm_disk *disk, const struct vm_di
 	return text_set(&disk->target, target ? target : from->target);
 }
 
-/* What a job is to make of it, and the name of its layer. */
-static int set_goal(struct cloning *c, struct vm_disk *disk, const struct clone_disk *plan, char *layer, struct reason *why)
+/* A raw file, or a block device, which says how large the disk is. What is written meanwhile lies beside it, but in no directory of devices. */
+static int reserve_base(struct cloning *c, struct vm_disk *disk, const struct layer_owner *owner, uint64_t *size, char *layer, struct reason *why)
+{
+	struct stat st;
+	char *base = c->bases[c->nr_bases];
+	memcpy(base, layer, LAYER_NAME_MAX);
+	int err = full_raw_reserve(c->store, base, owner, size, why);
+	if (err)
+		return err;
+	c->nr_bases++;
+	const struct layer_place at = layer_place(c->store, base);
+	bool is_device = fstatat(at.dirfd, at.name, &st, 0) == 0 && S_ISBLK(st.st_mode);
+	layer_name_beside(layer, is_device ? "" : base, ".qcow2");
+	return text_set(&disk->full_base, base);
+}
+
+/* What a job is to make of it, how large it is, and the name of its layer. */
+static int set_goal(struct cloning *c, struct vm_disk *disk, const struct clone_disk *plan, const struct layer_owner *owner, uint64_t *size, char *layer,
+		    struct reason *why)
 {
 	disk->full = plan->full;
 	disk->preallocate = plan->spec.allocation == ALLOCATION_FULL;
 	int err = clone_disk_volume(c->store, plan, c->next->name, disk->target ? disk->target : disk->file_name, layer);
-	if (err)
-		return err;
-	if (plan->raw)
-		return reason_set(why, -EOPNOTSUPP, "raw clones aren't made yet");
-	return 0;
+	return !err && plan->raw ? reserve_base(c, disk, owner, size, layer, why) : err;
 }
 
 /* Adds a disk like FROM, as PLAN has it, to the new VM, over what SPEC and BENEATH say. */
@@ -90,12 +108,13 @@ static int add_disk(struct cloning *c, const struct vm_disk *from, const struct 
 	char *name = c->layers[c->nr_layers];
 	disk->format = IMAGE_QCOW2;
 	struct overlay_spec overlay = *spec;
+	struct layer_owner owner = {plan->spec.mode_bits ? plan->spec.mode_bits : 0600, c->next->uid, c->next->gid};
 	c->hopeless = true;
 	int err = set_names(c, disk, from, plan, why);
 	if (!err)
 		err = clone_disk_size(plan, spec->virtual_size, &overlay.virtual_size, why);
 	if (!err)
-		err = set_goal(c, disk, plan, name, why);
+		err = set_goal(c, disk, plan, &owner, &overlay.virtual_size, name, why);
 	if (!err && pending)
 		err = pending_set(disk, pending);
 	if (err)
@@ -112,7 +131,6 @@ static int add_disk(struct cloning *c, const struct vm_disk *from, const struct 
 	} else {
 		overlay.backing_name = backing;
 	}
-	struct layer_owner owner = {plan->spec.mode_bits ? plan->spec.mode_bits : 0600, c->next->uid, c->next->gid};
 	err = layer_create(c->store, &overlay, beneath, &owner, name, why);
 	if (err)
 		return err;
@@ -354,8 +372,11 @@ static void cloning_done(struct cloning *c, int err)
 		else
 			layers_unpin(c->store, c->layers[i]);
 	}
+	for (size_t i = 0; err && i < c->nr_bases; i++)
+		layer_file_cancel(c->store, c->bases[i]);
 	vm_put(c->next);
 	free(c->layers);
+	free(c->bases);
 	free(c->plans);
 }
 

@@ -9,6 +9,7 @@
 #include "base/file.h"
 #include "base/mem.h"
 #include "store/disk_file.h"
+#include "store/full_raw.h"
 #include "store/jobs.h"
 #include "store/managed.h"
 #include "store/manifest.h"
@@ -48,6 +49,8 @@ static void let_go(struct store *store, const struct vm_disk *disk)
 	if (oh)
 		oh->removed = true;
 	jobs_forget_layer(store, disk->layer);
+	if (disk->full_base)
+		full_raw_drop(store, disk->full_base);
 }
 
 static int remove_locked(struct store *store, struct entry *entry, const struct vm *now, const char *file_name, struct reason *why)

@@ -1,11 +1,13 @@
 #include "store/full.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "base/mem.h"
+#include "store/full_raw.h"
 #include "store/managed.h"
 #include "store/merge.h"
 #include "store/merge_steps.h"
@@ -19,6 +21,7 @@
 enum full_state {
 	FULL_WAITS, /* for something else to happen first */
 	FULL_TO_DO,
+	FULL_ON_BASE, /* it lies over the raw file that it is to become, where that can be */
 	FULL_DONE,
 };
 
@@ -38,11 +41,13 @@ static enum full_state look(struct store *store, uint32_t vm_id, const struct vm
 	bool backed = false;
 	if (!disk->layer || disk->pending_path || disk->error || layers_find_own(store, vm_id, disk->layer, ret) || ret->kept)
 		return FULL_WAITS;
-	if (ret->has_beneath)
+	if (disk->full_base && strcmp(ret->beneath, disk->full_base) == 0)
+		return FULL_ON_BASE;
+	if (*ret->beneath)
 		return FULL_TO_DO;
 	if (has_backing(store, ret->bottom, &backed))
 		return FULL_WAITS;
-	return backed ? FULL_TO_DO : FULL_DONE;
+	return backed || (disk->full_base && strcmp(ret->bottom, disk->full_base) != 0) ? FULL_TO_DO : FULL_DONE;
 }
 
 /* A disk of VM, now or in a snapshot, that has a goal. */
@@ -90,7 +95,8 @@ static void plan_disk(void *ctx, const struct vm *vm, const struct vm_disk *disk
 		return;
 	auto_free char *path = layer_path(store, own.bottom);
 	auto_free char *source = source_of(store, own.bottom);
-	const struct vm_disk work = {.file_name = disk->file_name, .path = path, .pending_path = source};
+	auto_free char *base = disk->full_base ? layer_path(store, disk->full_base) : NULL;
+	const struct vm_disk work = {.file_name = disk->file_name, .path = base ? base : path, .pending_path = source};
 	int err = path ? jobs_add(store, &kind, vm, &work, own.bottom) : -ENOMEM;
 	if (err && err != -EEXIST)
 		store_event(store, vm->name, "disk %s is made independent of its source at the next start: %s", disk->file_name, strerror(-err));
@@ -254,13 +260,15 @@ struct ending {
 	const char *bottom; /* the goals that are about it end, whatever the state; NULL: those that are reached */
 	bool preallocated;  /* the bottom is */
 	const char *layer;
+	char base[LAYER_NAME_MAX]; /* that they were about; "": none */
 };
 
 static bool end_reached(void *ctx, struct vm_disk *disk)
 {
 	const struct ending *e = ctx;
 	struct layer_own own;
-	if (!disk->full || look(e->store, e->vm_id, disk, &own) != FULL_DONE)
+	enum full_state state = disk->full ? look(e->store, e->vm_id, disk, &own) : FULL_WAITS;
+	if (state != FULL_DONE && state != FULL_ON_BASE)
 		return false;
 	if (disk->preallocate && !(e->preallocated && strcmp(own.bottom, e->layer) == 0))
 		return false;
@@ -270,10 +278,12 @@ static bool end_reached(void *ctx, struct vm_disk *disk)
 
 static bool end_about(void *ctx, struct vm_disk *disk)
 {
-	const struct ending *e = ctx;
+	struct ending *e = ctx;
 	struct layer_own own;
 	if (!disk->full || look(e->store, e->vm_id, disk, &own) == FULL_WAITS || strcmp(own.bottom, e->bottom) != 0)
 		return false;
+	if (disk->full_base)
+		snprintf(e->base, sizeof e->base, "%s", disk->full_base);
 	vm_disk_clear_goal(disk);
 	return true;
 }
@@ -287,6 +297,7 @@ struct finding {
 	struct layer_own own;
 	enum full_state state;
 	bool preallocate;
+	char base[LAYER_NAME_MAX]; /* "": none */
 };
 
 static void find_goal(void *ctx, const struct vm *vm, const struct vm_disk *disk)
@@ -299,6 +310,8 @@ static void find_goal(void *ctx, const struct vm *vm, const struct vm_disk *disk
 	f->found = true;
 	f->own = own;
 	f->state = state;
+	if (disk->full_base)
+		snprintf(f->base, sizeof f->base, "%s", disk->full_base);
 	f->preallocate = f->preallocate || disk->preallocate;
 }
 
@@ -338,6 +351,41 @@ static int pull_layer(struct store *store, struct job *job, const struct layer_o
 	int err = own->is_head ? merge_head(&m, why) : pull_frozen(&m, why);
 	if (!err && heads_reopen_beneath(store, name, 1))
 		store_event(store, NULL, "a disk over layer %s can't be opened anew: its source is kept open until the disk is closed", name[0]);
+	return err;
+}
+
+/* The raw file is made, and comes beneath the layer in the place of what it is a copy of. */
+static int base_layer(struct store *store, struct job *job, const struct finding *f, struct reason *why)
+{
+	int err = full_raw_make(store, job, f->own.bottom, f->base, f->preallocate, why);
+	if (err)
+		return err;
+	char name[1][LAYER_NAME_MAX];
+	memcpy(name[0], f->own.bottom, LAYER_NAME_MAX);
+	struct merge m = {.store = store, .job = job, .entry = table_entry(store, job->vm_id)};
+	m.run = (struct layer_run){.names = name, .nr = 1, .vm_id = job->vm_id, .is_head = f->own.is_head};
+	memcpy(m.run.below, f->base, LAYER_NAME_MAX);
+	err = f->own.is_head ? merge_exchange_head_base(&m, why) : merge_exchange_base(&m, why);
+	layers_unpin(store, f->base);
+	if (!err && heads_reopen_beneath(store, name, 1))
+		store_event(store, NULL, "a disk over layer %s can't be opened anew: its source is kept open until the disk is closed", name[0]);
+	return err;
+}
+
+/* Where only the disk of now needs it, that becomes the raw file. */
+static int push_into_base(struct store *store, struct job *job, const struct finding *f, struct reason *why)
+{
+	struct merge m = {.store = store, .job = job, .entry = table_entry(store, job->vm_id), .into = 1, .into_raw = true};
+	int err = layers_begin_raw_run(store, f->own.bottom, f->base, &m.run);
+	if (err)
+		return err == -ENOENT ? 0 : err; /* it stays what the chain begins with */
+	uint64_t total = 0;
+	if (layer_allocated(store, f->own.bottom, &total) == 0) {
+		atomic_store(&job->progress.done, 0);
+		atomic_store(&job->progress.total, total);
+	}
+	err = merge_head(&m, why);
+	layers_end_run(store, &m.run);
 	return err;
 }
 
@@ -386,7 +434,11 @@ static int attempt(struct store *store, struct job *job, bool *ret_ended, struct
 	*ret_ended = !finding.found;
 	if (!finding.found)
 		return 0;
-	int err = finding.state == FULL_TO_DO ? pull_layer(store, job, &finding.own, why) : 0;
+	int err = 0;
+	if (finding.state == FULL_TO_DO)
+		err = *finding.base ? base_layer(store, job, &finding, why) : pull_layer(store, job, &finding.own, why);
+	if (!err && *finding.base)
+		err = push_into_base(store, job, &finding, why);
 	return err ? err : settle(store, job, true, why);
 }
 
@@ -446,6 +498,8 @@ static int cancelled(struct store *store, uint32_t vm_id, const char *layer, str
 	int err = change_goals(store, entry, end_about, &ending, &any, why);
 	struct vm *now = table_current(store, entry);
 	pthread_mutex_unlock(&entry->change);
+	if (!err && *ending.base)
+		full_raw_drop(store, ending.base);
 	if (!err && any && now)
 		store_event(store, now->name, "%s goes on depending on what it lies over: the job that would have ended that was cancelled",
 			    path ? path : layer);

@@ -64,8 +64,9 @@ static int find_locked(const struct layers *layers, const char *name, struct lay
 		bottom = row;
 	if (!bottom)
 		return -ENOENT;
-	*ret = (struct layer_own){.has_beneath = *bottom->beneath, .is_head = bottom->is_head, .kept = bottom->kept};
+	*ret = (struct layer_own){.is_head = bottom->is_head, .kept = bottom->kept};
 	memcpy(ret->bottom, bottom->name, sizeof ret->bottom);
+	memcpy(ret->beneath, bottom->beneath, sizeof ret->beneath);
 	return 0;
 }
 

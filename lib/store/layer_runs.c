@@ -141,6 +141,35 @@ int layers_begin_run(struct store *store, const char *name, struct layer_run *re
 	return err;
 }
 
+static int raw_run_locked(const struct layer_row *top, const struct layer_row *beneath, struct layer_run *ret)
+{
+	if (!top || !beneath || !top->is_head || top->nr_names != 1 || top->nr_children || strcmp(top->beneath, beneath->name) != 0 || beneath->named ||
+	    beneath->nr_children != 1 || beneath->nr_pins)
+		return -ENOENT;
+	*ret = (struct layer_run){.names = mem_new_array(2, sizeof *ret->names), .nr = 2, .vm_id = top->vm_id, .is_head = true};
+	if (!ret->names)
+		return -ENOMEM;
+	memcpy(ret->names[0], top->name, LAYER_NAME_MAX);
+	memcpy(ret->names[1], beneath->name, LAYER_NAME_MAX);
+	return 0;
+}
+
+int layers_begin_raw_run(struct store *store, const char *name, const char *beneath, struct layer_run *ret)
+{
+	struct layers *layers = &store->layers;
+	pthread_mutex_lock(&store->lock);
+	layers_mark_locked(store);
+	count_children_locked(layers);
+	struct layer_row *top = layer_row_find_locked(layers, name);
+	int err = layers->unknown ? -ENOENT : raw_run_locked(top, layer_row_find_locked(layers, beneath), ret);
+	if (!err) {
+		top->nr_pins++;
+		set_merging_locked(layers, ret, true);
+	}
+	pthread_mutex_unlock(&store->lock);
+	return err;
+}
+
 int layers_reserve_run(struct layer_run *run)
 {
 	size_t cap = run->nr;
@@ -170,6 +199,16 @@ void layers_spoil_run(struct store *store, const struct layer_run *run, size_t i
 		if (row)
 			row->spoiled = true;
 	}
+	pthread_mutex_unlock(&store->lock);
+}
+
+void layers_become_top(struct store *store, const char *name)
+{
+	pthread_mutex_lock(&store->lock);
+	struct layer_row *row = layer_row_find_locked(&store->layers, name);
+	if (row)
+		row->spoiled = row->merging = false;
+	store->layers.nr_merges++;
 	pthread_mutex_unlock(&store->lock);
 }
 

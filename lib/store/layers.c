@@ -500,6 +500,11 @@ static bool is_wanted(void *ctx, const char *layer)
 	return wanted.found;
 }
 
+bool layers_is_wanted(struct store *store, const char *name)
+{
+	return is_wanted(store, name);
+}
+
 static bool is_leftover(struct store *store, const char *name)
 {
 	char made[LAYER_NAME_MAX];

@@ -143,7 +143,7 @@ int layers_list_uses(struct store *store, struct layer_use **ret, size_t *ret_nr
  * copied for it goes on to where it is wanted.) */
 struct layer_own {
 	char bottom[LAYER_NAME_MAX]; /* the last of these */
-	bool has_beneath;	     /* a layer of the store, which isn't one of these; else its header knows */
+	char beneath[LAYER_NAME_MAX]; /* a layer of the store, which isn't one of these; "": its header knows */
 	bool is_head;		     /* the bottom is the VM's disk now */
 	bool kept;		     /* for the end of a preview */
 };
@@ -164,10 +164,14 @@ struct layer_run {
 int layers_find_runs(struct store *store, struct layer_run **ret, size_t *ret_nr);
 /* The run with NAME at its top, which stays: it is pinned, the rest is marked as about to go. -ENOENT: there is none. */
 int layers_begin_run(struct store *store, const char *name, struct layer_run *ret);
+/* The run of NAME, a VM's disk now, and the raw BENEATH, which only that needs. -ENOENT: that isn't so. */
+int layers_begin_raw_run(struct store *store, const char *name, const char *beneath, struct layer_run *ret);
 /* Room for one more in RUN. */
 int layers_reserve_run(struct layer_run *run);
 /* What the top was is MOVED now, which was added with a pin; a new file that lies over it has the top's name. There is room. */
 void layers_grow_run(struct store *store, struct layer_run *run, const char *moved);
+/* NAME, the last of a run, is a VM's disk by itself now: it may be read. */
+void layers_become_top(struct store *store, const char *name);
 /* The layers below the top, down to names[INTO], are going to be written to. */
 void layers_spoil_run(struct store *store, const struct layer_run *run, size_t into);
 /* Whether the top still lies over the rest. */
@@ -187,6 +191,8 @@ void layers_resume_runs(struct store *store, const struct vm *vm);
 
 /* At the start: unlinks every file of ours, in STORE/layers and in the pools, that isn't in the table, nor is what a disk shall become. */
 void layers_clear_leftovers(struct store *store);
+/* Whether NAME is in the table, or what a disk shall become. At the start: without a lock. */
+bool layers_is_wanted(struct store *store, const char *name);
 
 void layers_done(struct layers *layers);
 

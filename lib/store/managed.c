@@ -16,6 +16,7 @@
 #include "base/name.h"
 #include "meta/domain.h"
 #include "meta/xml.h"
+#include "store/full_raw.h"
 #include "store/jobs.h"
 #include "store/manifest.h"
 #include "store/snapshot.h"
@@ -316,10 +317,13 @@ int store_remove(struct store *store, struct vm *vm, struct reason *why)
 	if (!err) {
 		heads_removed(store, entry);
 		table_withdraw(store, entry);
+		jobs_forget_vm(store, vm->id);
 	}
+	for (size_t i = 0; !err && i < now->nr_disks; i++)
+		if (now->disks[i].full_base)
+			full_raw_drop(store, now->disks[i].full_base);
 	managed_end(entry, now);
 	if (!err) {
-		jobs_forget_vm(store, vm->id);
 		layers_sweep(store);
 	}
 	return err;

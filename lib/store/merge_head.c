@@ -7,6 +7,7 @@
 #include "base/file.h"
 #include "base/mem.h"
 #include "block/merge.h"
+#include "store/managed.h"
 #include "store/merge_steps.h"
 #include "store/store_internal.h"
 
@@ -18,7 +19,7 @@
 struct hold {
 	struct merge *m;
 	struct entry *entry;
-	struct vm *now;	 /* with the change lock: its description */
+	struct vm *now; /* with the change lock: its description */
 	size_t disk;	 /* index in it */
 	struct open_head *oh;
 	bool swap_held;
@@ -139,6 +140,21 @@ static int pull_into_head(struct merge *m, struct reason *why)
 	return err ? err : close_err;
 }
 
+int merge_exchange_head_base(struct merge *m, struct reason *why)
+{
+	struct hold h;
+	int err = hold_begin(m, &h, why);
+	if (err)
+		return err;
+	err = flush_shared(&h); /* most of it without stopping anybody */
+	if (!err) {
+		close_gate(&h);
+		err = is_still_top(&h) ? merge_exchange(m, h.oh->head, h.oh, why) : MERGE_AGAIN;
+	}
+	int close_err = hold_end(&h);
+	return err ? err : close_err;
+}
+
 /* --- push: the head goes down ---------------------------------------------------------------------------------------- */
 
 static int reopen(struct hold *h)
@@ -239,6 +255,36 @@ static int restack(struct hold *h, struct reason *why)
 	return reason_set(why, err, "%s: a new overlay over it: %s", m->run.names[0], strerror(-err));
 }
 
+/* The raw file NAME is the disk: all is in it, and stable. */
+static int take_over(struct hold *h, const char *name, const struct stat *owner, const struct overlay_facts *facts, struct reason *why)
+{
+	struct store *store = h->m->store;
+	const struct layer_place at = layer_place(store, name);
+	struct vm *next = vm_copy(h->now);
+	struct vm_disk *disk = next ? &next->disks[h->disk] : NULL;
+	auto_free char *path = layer_path(store, name);
+	int err = disk && path && text_set(&disk->layer, name) == 0 ? 0 : -ENOMEM;
+	if (!err && !S_ISBLK(facts->st.st_mode))
+		err = merge_look_like(at.dirfd, at.name, owner);
+	if (err) {
+		vm_put(next);
+		return err;
+	}
+	free(disk->path);
+	disk->path = take_ptr(path);
+	disk->format = IMAGE_RAW;
+	vm_disk_clear_goal(disk);
+	err = managed_commit(store, h->entry, vm_ref(next), why);
+	if (err) {
+		vm_put(next);
+		return err;
+	}
+	vm_put(h->now);
+	h->now = next;
+	layers_become_top(store, name);
+	return 0;
+}
+
 /* The gate is closed, the head is closed and has nothing that isn't in the destination, or is what restack() has just made. */
 static int finish_closed(struct hold *h, bool rest, const struct stat *owner, struct reason *why)
 {
@@ -251,7 +297,9 @@ static int finish_closed(struct hold *h, bool rest, const struct stat *owner, st
 		return err ? err : close_err;
 	/* Who has it open now would keep us from opening it as the head. */
 	err = layer_settle(m->store, name, &facts, why);
-	return err ? err : merge_take_place(m, owner, why);
+	if (err)
+		return err;
+	return m->into_raw ? take_over(h, name, owner, &facts, why) : merge_take_place(m, owner, why);
 }
 
 static int step_closed(struct hold *h, unsigned round, bool *ret_done, struct reason *why)
@@ -260,7 +308,13 @@ static int step_closed(struct hold *h, unsigned round, bool *ret_done, struct re
 	if (!is_still_top(h))
 		return MERGE_AGAIN;
 	uint64_t size = head_virtual_size(h->oh->head), rest = 0;
-	if (((size + 511) & ~511ull) != head_virtual_size(m->dest)) {
+	uint64_t dest_size = (size + 511) & ~511ull;
+	if (dest_size != head_virtual_size(m->dest) && m->into_raw) {
+		int err = head_resize(m->dest, dest_size);
+		if (err)
+			return reason_set(why, err, "%s can't have the size of the disk: %s", m->run.names[m->into], strerror(-err));
+	}
+	if (dest_size != head_virtual_size(m->dest)) {
 		m->pull_only = true;
 		return MERGE_AGAIN;
 	}

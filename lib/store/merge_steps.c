@@ -25,7 +25,7 @@ static int claim_dest(struct merge *m, struct reason *why)
 	if (!err)
 		return 0;
 	merge_close_dest(m);
-	m->pull_only = err == -EBUSY;
+	m->pull_only = err == -EBUSY && !m->into_raw;
 	return m->pull_only ? MERGE_AGAIN : err;
 }
 
@@ -44,7 +44,8 @@ int merge_open_dest(struct merge *m, struct reason *why)
 	/* Before the first write: those who have it open must not take it for changed. */
 	err = image_cache_expect_changes(store->images, m->dest_st.st_dev, m->dest_st.st_ino, true);
 	if (!err) {
-		err = head_open_frozen(at.dirfd, at.name, path, below, &m->dest, why);
+		err = layer_format(name) == IMAGE_RAW ? head_open_raw_frozen(at.dirfd, at.name, path, &m->dest, why)
+						       : head_open_frozen(at.dirfd, at.name, path, below, &m->dest, why);
 		if (err)
 			image_cache_expect_changes(store->images, m->dest_st.st_dev, m->dest_st.st_ino, false);
 	}
@@ -191,6 +192,45 @@ int merge_rebase(struct merge *m, struct head *head, struct open_head *oh, struc
 		frozen_put(take_ptr(oh->origin));
 	view_put(view);
 	return err;
+}
+
+/* --- another base ---------------------------------------------------------------------------------------------------- */
+
+int merge_exchange(struct merge *m, struct head *head, struct open_head *oh, struct reason *why)
+{
+	struct store *store = m->store;
+	auto_free char *path = layer_path(store, m->run.below);
+	auto_free char *name = NULL;
+	const struct disk_source source = {path, layer_format(m->run.below), NULL};
+	struct view *view = NULL, *beneath = head_below(head);
+	int err = path ? layer_backing_name(store, m->run.names[0], path, &name, why) : -ENOMEM;
+	if (!err)
+		err = layers_open_view(store, &source, &view, why);
+	if (!err && oh)
+		err = head_relock(oh, view, why);
+	if (!err) {
+		pthread_rwlock_wrlock(&store->layout);
+		err = head_exchange_base(head, beneath, view, name, source.format);
+		if (!err)
+			layers_close_run(store, &m->run, 0);
+		if (!err && m->dest)
+			image_cache_forget(store->images, m->dest_st.st_dev, m->dest_st.st_ino);
+		pthread_rwlock_unlock(&store->layout);
+	}
+	if (!err && oh)
+		frozen_put(take_ptr(oh->origin));
+	view_put(beneath);
+	view_put(view);
+	return err == -ESTALE ? MERGE_AGAIN : err;
+}
+
+int merge_exchange_base(struct merge *m, struct reason *why)
+{
+	int err = merge_open_dest(m, why);
+	if (!err)
+		err = merge_exchange(m, m->dest, NULL, why);
+	int close_err = merge_close_dest(m);
+	return err ? err : close_err;
 }
 
 /* --- push ------------------------------------------------------------------------------------------------------------- */

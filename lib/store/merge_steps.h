@@ -13,6 +13,7 @@ struct merge {
 	struct layer_run run;
 	size_t into; /* which of the run takes up the others */
 	bool whole; /* all that lies beneath the run's only layer, whosever it is, is pulled into it, which then lies over nothing */
+	bool into_raw; /* the destination is a raw file, which becomes the disk: vm.xml names it then */
 	uint64_t nr_unflushed; /* bytes */
 	size_t nr_pulled; /* layers, from what lies beneath the destination on */
 	bool pull_only; /* nothing can take the top's place: the sizes differ, or another program reads it */
@@ -49,6 +50,13 @@ int merge_take_place(struct merge *m, const struct stat *owner, struct reason *w
 
 /* Gives the file NAME in DIRFD the owner, mode and time of ST. */
 int merge_look_like(int dirfd, const char *name, const struct stat *st);
+
+/* The run's only layer lies over run.below, which reads the same, in the place of what it lay over: a frozen layer, and a VM's disk now. */
+int merge_exchange_base(struct merge *m, struct reason *why);
+int merge_exchange_head_base(struct merge *m, struct reason *why);
+
+/* The same for an open HEAD; OH as in merge_rebase(). */
+int merge_exchange(struct merge *m, struct head *head, struct open_head *oh, struct reason *why);
 
 /* merge_head.c: the top of the run is a VM's disk now. */
 int merge_head(struct merge *m, struct reason *why);

@@ -15,6 +15,7 @@
 #include "store/flats.h"
 #include "store/found.h"
 #include "store/full.h"
+#include "store/full_raw.h"
 #include "store/heads.h"
 #include "store/jobs.h"
 #include "store/managed.h"
@@ -218,6 +219,7 @@ static int load_managed(struct store *store, struct reason *why)
 	}
 	managed_clear_leftovers(store);
 	layers_clear_leftovers(store);
+	full_raw_clear_leftovers(store);
 	return 0;
 }
 
