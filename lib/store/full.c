@@ -298,6 +298,7 @@ struct finding {
 	enum full_state state;
 	bool preallocate;
 	char base[LAYER_NAME_MAX]; /* "": none */
+	char head[LAYER_NAME_MAX]; /* of a disk of now that has it; "": none */
 };
 
 static void find_goal(void *ctx, const struct vm *vm, const struct vm_disk *disk)
@@ -312,6 +313,8 @@ static void find_goal(void *ctx, const struct vm *vm, const struct vm_disk *disk
 	f->state = state;
 	if (disk->full_base)
 		snprintf(f->base, sizeof f->base, "%s", disk->full_base);
+	if (disk >= vm->disks && disk < vm->disks + vm->nr_disks)
+		snprintf(f->head, sizeof f->head, "%s", disk->layer);
 	f->preallocate = f->preallocate || disk->preallocate;
 }
 
@@ -375,12 +378,13 @@ static int base_layer(struct store *store, struct job *job, const struct finding
 /* Where only the disk of now needs it, that becomes the raw file. */
 static int push_into_base(struct store *store, struct job *job, const struct finding *f, struct reason *why)
 {
-	struct merge m = {.store = store, .job = job, .entry = table_entry(store, job->vm_id), .into = 1, .into_raw = true};
-	int err = layers_begin_raw_run(store, f->own.bottom, f->base, &m.run);
+	struct merge m = {.store = store, .job = job, .entry = table_entry(store, job->vm_id), .into_raw = true};
+	int err = layers_begin_raw_run(store, f->head, f->base, &m.run);
 	if (err)
 		return err == -ENOENT ? 0 : err; /* it stays what the chain begins with */
+	m.into = m.run.nr - 1;
 	uint64_t total = 0;
-	if (layer_allocated(store, f->own.bottom, &total) == 0) {
+	if (layer_allocated(store, f->head, &total) == 0) {
 		atomic_store(&job->progress.done, 0);
 		atomic_store(&job->progress.total, total);
 	}

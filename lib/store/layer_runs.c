@@ -141,27 +141,37 @@ int layers_begin_run(struct store *store, const char *name, struct layer_run *re
 	return err;
 }
 
-static int raw_run_locked(const struct layer_row *top, const struct layer_row *beneath, struct layer_run *ret)
+/* A raw one is at the end of it alone. */
+static int raw_run_locked(const struct layers *layers, const struct layer_row *top, const char *last, struct layer_run *ret)
 {
-	if (!top || !beneath || !top->is_head || top->nr_names != 1 || top->nr_children || strcmp(top->beneath, beneath->name) != 0 || beneath->named ||
-	    beneath->nr_children != 1 || beneath->nr_pins)
+	size_t cap = 0;
+	*ret = (struct layer_run){0};
+	if (!top || !top->is_head || top->nr_names != 1 || top->nr_children)
 		return -ENOENT;
-	*ret = (struct layer_run){.names = mem_new_array(2, sizeof *ret->names), .nr = 2, .vm_id = top->vm_id, .is_head = true};
-	if (!ret->names)
-		return -ENOMEM;
-	memcpy(ret->names[0], top->name, LAYER_NAME_MAX);
-	memcpy(ret->names[1], beneath->name, LAYER_NAME_MAX);
-	return 0;
+	*ret = (struct layer_run){.vm_id = top->vm_id, .is_head = true};
+	for (const struct layer_row *row = top; row && ret->nr < layers->nr_rows; row = layer_row_find_locked(layers, row->beneath)) {
+		if (row != top && (row->named || row->nr_children != 1))
+			break;
+		if (mem_grow(&ret->names, &cap, ret->nr + 1, sizeof *ret->names) < 0) {
+			layer_run_done(ret);
+			return -ENOMEM;
+		}
+		memcpy(ret->names[ret->nr++], row->name, LAYER_NAME_MAX);
+		if (strcmp(row->name, last) == 0)
+			return 0;
+	}
+	layer_run_done(ret);
+	return -ENOENT;
 }
 
-int layers_begin_raw_run(struct store *store, const char *name, const char *beneath, struct layer_run *ret)
+int layers_begin_raw_run(struct store *store, const char *name, const char *last, struct layer_run *ret)
 {
 	struct layers *layers = &store->layers;
 	pthread_mutex_lock(&store->lock);
 	layers_mark_locked(store);
 	count_children_locked(layers);
 	struct layer_row *top = layer_row_find_locked(layers, name);
-	int err = layers->unknown ? -ENOENT : raw_run_locked(top, layer_row_find_locked(layers, beneath), ret);
+	int err = layers->unknown ? -ENOENT : raw_run_locked(layers, top, last, ret);
 	if (!err) {
 		top->nr_pins++;
 		set_merging_locked(layers, ret, true);

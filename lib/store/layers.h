@@ -164,8 +164,8 @@ struct layer_run {
 int layers_find_runs(struct store *store, struct layer_run **ret, size_t *ret_nr);
 /* The run with NAME at its top, which stays: it is pinned, the rest is marked as about to go. -ENOENT: there is none. */
 int layers_begin_run(struct store *store, const char *name, struct layer_run *ret);
-/* The run of NAME, a VM's disk now, and the raw BENEATH, which only that needs. -ENOENT: that isn't so. */
-int layers_begin_raw_run(struct store *store, const char *name, const char *beneath, struct layer_run *ret);
+/* The run from NAME, a VM's disk now, down to the raw LAST, which only that disk needs. -ENOENT: that isn't so. */
+int layers_begin_raw_run(struct store *store, const char *name, const char *last, struct layer_run *ret);
 /* Room for one more in RUN. */
 int layers_reserve_run(struct layer_run *run);
 /* What the top was is MOVED now, which was added with a pin; a new file that lies over it has the top's name. There is room. */

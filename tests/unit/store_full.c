@@ -30,15 +30,25 @@ static void reopen(bool start)
 }
 
 /* A clone of web's snapshot, in full or thin. */
-static void make(const char *snapshot, const char *name, enum clone_mode mode)
+static void make_as(const char *snapshot, const char *name, struct disk_spec disk)
 {
 	struct vm *web = store_find(store, PLACE_VMS, "web"), *vm = NULL;
-	const struct clone_spec spec = {.name = name, .uid = getuid(), .gid = getgid(), .all = {.mode = mode}};
+	const struct clone_spec spec = {.name = name, .uid = getuid(), .gid = getgid(), .all = disk};
 	CHECK(web && vm_find_snapshot(web, snapshot));
 	CHECK_ERR(store_clone_with(store, web, vm_find_snapshot(web, snapshot), &spec, &vm, &why), 0);
-	CHECK(vm->disks[0].full == (mode == CLONE_FULL));
+	CHECK(vm->disks[0].full == (disk.mode == CLONE_FULL));
 	vm_put(vm);
 	vm_put(web);
+}
+
+static void make(const char *snapshot, const char *name, enum clone_mode mode)
+{
+	make_as(snapshot, name, (struct disk_spec){.mode = mode});
+}
+
+static void make_raw(const char *snapshot, const char *name)
+{
+	make_as(snapshot, name, (struct disk_spec){.mode = CLONE_FULL, .format = IMAGE_RAW});
 }
 
 static void drop(const char *name)
@@ -299,6 +309,97 @@ static void check_flatten(void)
 		free(bytes[i]);
 }
 
+/* --- raw ------------------------------------------------------------------------------------------------------------------------- */
+
+static void check_is_raw(const char *name)
+{
+	struct vm *vm = find(name);
+	const struct vm_disk *disk = &vm->disks[0];
+	CHECK(!disk->full && !disk->full_base && disk->format == IMAGE_RAW);
+	run("qemu-img info %s | grep -q 'file format: raw' && ! grep -q '<full' %s/src/.vmsnapfs/vms/%s/vm.xml", disk->path, dir, vm->uuid);
+	vm_put(vm);
+}
+
+static void check_raw(void)
+{
+	unsigned char *base = expected("base.raw"), *inner = expected("inner.raw");
+	make_raw("base", "raw");
+	struct disk_file *file = open_disk("raw", NULL, true);
+	put_block(file, 9, 'r');
+	memset(base + 9 * BLOCK, 'r', BLOCK);
+	make_raw("inner", "raw-inner");
+	wait_for_jobs(store);
+	check_is_raw("raw");
+	check_is_raw("raw-inner");
+	put_block(file, 10, 's'); /* the same file, open all the while */
+	memset(base + 10 * BLOCK, 's', BLOCK);
+	CHECK_ERR(disk_close(file, &why), 0);
+	check("raw", NULL, base);
+	check("raw-inner", NULL, inner);
+	run("[ $(ls %s/src/.vmsnapfs/layers | wc -l) = 2 ]", dir);
+	reopen(true);
+	check("raw", NULL, base);
+	struct vm *vm = find("raw");
+	const struct snapshot_spec spec = {.name = "s"};
+	CHECK_ERR(store_snapshot_create(store, vm, &spec, &why), 0);
+	vm_put(vm);
+	write_block("raw", 11, 't');
+	check("raw", "s", base);
+	memset(base + 11 * BLOCK, 't', BLOCK);
+	check("raw", NULL, base);
+	vm = find("raw");
+	CHECK_ERR(store_flatten(store, vm, NULL, 0, &why), 0); /* it is already */
+	CHECK(!vm->disks[0].full);
+	CHECK_ERR(store_snapshot_delete(store, vm, "s", SNAPSHOT_DROP, &why), 0);
+	vm_put(vm);
+	wait_for_jobs(store);
+	check("raw", NULL, base);
+	drop("raw");
+	drop("raw-inner");
+	run("[ -z \"$(ls %s/src/.vmsnapfs/layers %s/src/.vmsnapfs/jobs | grep -v :)\" ]", dir, dir);
+	free(base);
+	free(inner);
+}
+
+static void check_raw_meanwhile(void)
+{
+	unsigned char *base = expected("base.raw");
+	reopen(false);
+	make_raw("base", "raw");
+	write_block("raw", 1, 'a');
+	struct vm *vm = find("raw");
+	const struct snapshot_spec spec = {.name = "s"};
+	CHECK_ERR(store_snapshot_create(store, vm, &spec, &why), 0);
+	vm_put(vm);
+	write_block("raw", 2, 'b');
+	reopen(false);
+	reopen(true);
+	wait_for_jobs(store);
+	memset(base + 1 * BLOCK, 'a', BLOCK);
+	check("raw", "s", base);
+	memset(base + 2 * BLOCK, 'b', BLOCK);
+	check("raw", NULL, base);
+	check_alone("raw");
+	vm = find("raw");
+	run("qemu-img info --backing-chain %s | grep -q 'file format: raw'", vm->disks[0].path);
+	vm_put(vm);
+	reopen(true);
+	check("raw", NULL, base);
+	vm = find("raw");
+	CHECK_ERR(store_snapshot_delete(store, vm, "s", SNAPSHOT_DROP, &why), 0);
+	vm_put(vm);
+	drop("raw");
+	/* Cancelled, and removed before it was made. */
+	reopen(false);
+	make_raw("base", "raw");
+	make_raw("base", "raw-removed");
+	CHECK_ERR(store_job_cancel(store, "raw-vda-flatten", &why), 0);
+	drop("raw-removed");
+	run("[ $(ls %s/src/.vmsnapfs/layers | wc -l) = 1 ]", dir);
+	drop("raw");
+	free(base);
+}
+
 /* --- killed ----------------------------------------------------------------------------------------------------------------------- */
 
 /* Of each block: what was flushed last, and what was written since, which may be there or not. */
@@ -357,13 +458,14 @@ static void settle_ledger(struct ledger *ledger)
 	CHECK_ERR(disk_close(file, &why), 0);
 }
 
-static void check_killed(void)
+static void check_killed(bool raw)
 {
+	const struct disk_spec spec = {.mode = CLONE_FULL, .format = raw ? IMAGE_RAW : IMAGE_QCOW2};
 	struct ledger *ledger = mmap(NULL, sizeof *ledger, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	unsigned char *base = expected("base.raw");
 	CHECK(ledger != MAP_FAILED);
 	reopen(false);
-	make("base", "killed", CLONE_FULL);
+	make_as("base", "killed", spec);
 	store_close(store);
 	store = NULL;
 	int nr_resumed = 0;
@@ -372,7 +474,7 @@ static void check_killed(void)
 		pid_t pid = fork();
 		if (!pid)
 			write_until_killed(ledger, seed);
-		struct timespec ts = {0, (long)(random() % 30 + 1) * 1000000};
+		struct timespec ts = {0, (long)(random() % (raw ? 150 : 30) + 1) * 1000000};
 		nanosleep(&ts, NULL);
 		kill(pid, SIGKILL);
 		waitpid(pid, NULL, 0);
@@ -384,10 +486,10 @@ static void check_killed(void)
 		nr_resumed += !again;
 		vm_put(vm);
 		if (again) {
-			check_flat("killed");
+			raw ? check_is_raw("killed") : check_flat("killed");
 			drop("killed");
 			memset(ledger, 0, sizeof *ledger);
-			make("base", "killed", CLONE_FULL);
+			make_as("base", "killed", spec);
 		}
 		store_close(store);
 		store = NULL;
@@ -395,9 +497,9 @@ static void check_killed(void)
 	store = store_at("src", true);
 	wait_for_jobs(store);
 	check_ledger(ledger, base);
-	check_flat("killed");
+	raw ? check_is_raw("killed") : check_flat("killed");
 	drop("killed");
-	printf("%d of %d kills before it was done\n", nr_resumed, KILLS);
+	printf("%s: %d of %d kills before it was done\n", raw ? "raw" : "qcow2", nr_resumed, KILLS);
 	munmap(ledger, sizeof *ledger);
 	free(base);
 }
@@ -421,7 +523,11 @@ int main(int argc, char **argv)
 	check_cancel();
 	check_source_gone();
 	check_flatten();
-	check_killed();
+	check_raw();
+	check_raw_meanwhile();
+	reopen(true);
+	check_killed(false);
+	check_killed(true);
 	store_close(store);
 	run("[ -z \"$(ls %s/src/.vmsnapfs/layers)\" ]", dir);
 	dir_done();
