@@ -6,6 +6,9 @@ need qemu-img qemu-io getfattr xmllint virt-xml-validate
 
 src=$PWD/src
 make_vm "$src" web want
+img create -f qcow2 "$src/box.qcow2" 1M
+io "$src/box.qcow2" qcow2 "write -P 9 0 64k"
+img snapshot -c tag "$src/box.qcow2"
 before=$(fingerprint "$src")
 mount_at src mnt
 web=mnt/vms/web
@@ -40,12 +43,16 @@ event $web "clones/copy_of_web"
 is_clone copy_of_web upgraded
 clone $web "upgraded"
 event $web "clones/copy_of_web_2"
+[ ! -e mnt/clones/less ] || fail "it is there before it is made"
 clone $web "upgraded less vdb=none"
 lists mnt/clones/less/disks vda.img
 clone $web "upgraded other vda.target=sdz vda.bus=scsi"
 lists mnt/clones/other/disks sdz.img vdb.img
 same mnt/clones/other/disks/sdz.img $web/snapshots/upgraded/disks/vda.img
 equal scsi "$(xpath other "//disk[target/@dev='sdz']/target/@bus")" "bus"
+
+clone mnt/vms/box "tag of-an-image mode=thin"
+same mnt/clones/of-an-image/disks/vda.img mnt/vms/box/snapshots/tag/disks/vda.img
 
 say "the same name twice, and what there isn't"
 refused EEXIST clone $web "upgraded by-line"
@@ -119,4 +126,11 @@ say "a volume where there are no pools"
 refused EINVAL clone $web "<volume><name>v.qcow2</name></volume>"
 event $web "which"
 equal "$before" "$(fingerprint "$src")"
+unmount mnt
+
+say "without a store"
+mkdir -p other/web
+cp "$src/web.xml" other
+mount_at other mnt -o ro
+refused EROFS write_command mnt/vms/web/actions/clone "upgraded x"
 unmount mnt
