@@ -77,8 +77,8 @@ int domain_change_disk(const char *text, size_t len, const char *target, const c
  * id that a virtual switch has for it; <nvram>, which points at NVRAM_PATH (NULL: left out). Gone are: title, id and labels of a running
  * instance, an interface's target dev, the emulated TPM's <source>, a <varstore>'s path, and lasting memory (nvdimm, pmem) that the
  * original writes to. Graphics ports and vsock addresses become automatic. Where QEMU makes a file or socket (channels, serial ports and the
- * like, their logs, graphics, vhost-user servers, audio files, pstore), the old name in its path becomes the new one. Nothing else is touched:
- * metadata, other namespaces, unknown elements and comments stay where they are.
+ * like, their logs, graphics, vhost-user servers, audio files, pstore), the old name in its path becomes the new one; a channel's path without it
+ * that libvirt made goes. Nothing else is touched: metadata, other namespaces, unknown elements and comments stay where they are.
  *
  * RET_NOTES says in lines (no newline behind the last; "": nothing) what was left out, and what the two still share, for people. -EINVAL: not a
  * <domain>, or a name that can't be a file's. The caller frees both. */

@@ -132,6 +132,23 @@ static int set_chardev(xmlNodePtr chardev, const struct identity *id)
 	return err;
 }
 
+/* A path with the channel's name in it is one that libvirt made: it makes another. */
+static void drop_made_path(xmlNodePtr channel, const struct identity *id)
+{
+	xmlNodePtr source = xml_child(channel, "source");
+	auto_free char *type = xml_attr(channel, "type");
+	auto_free char *path = xml_attr(source, "path");
+	auto_free char *name = xml_attr(xml_child(channel, "target"), "name");
+	if (source && path && name && makes_file(type, source) && strstr(path, name) && !find_name(path, id->old_name))
+		xml_drop_attr(source, "path");
+}
+
+static int set_channel(xmlNodePtr channel, const struct identity *id)
+{
+	drop_made_path(channel, id);
+	return set_chardev(channel, id);
+}
+
 /* The first console is the first serial port once more: what is true of it has been noted. */
 static int set_console(xmlNodePtr console, const struct identity *id)
 {
@@ -293,7 +310,7 @@ int identity_set_host(xmlNodePtr domain, const struct identity *id)
 		const char *device;
 		int (*change)(xmlNodePtr, const struct identity *);
 	} rows[] = {
-		{"graphics", set_graphics_device}, {"serial", set_chardev}, {"parallel", set_chardev}, {"console", set_console}, {"channel", set_chardev},
+		{"graphics", set_graphics_device}, {"serial", set_chardev}, {"parallel", set_chardev}, {"console", set_console}, {"channel", set_channel},
 		{"smartcard", set_chardev}, {"redirdev", set_chardev}, {"rng", set_rng}, {"interface", set_interface}, {"disk", note_vhost_disk},
 		{"filesystem", note_filesystem}, {"vsock", set_vsock}, {"audio", set_audio}, {"tpm", set_tpm}, {"memory", set_memory}, {"pstore", set_pstore},
 	};

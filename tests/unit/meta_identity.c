@@ -137,6 +137,7 @@ static void test_name_in_paths(void)
 	    {CHANNEL("/run/qemux/xqemu/qemü"), "/run/qemux/xqemu/qemü"},
 	    {CHANNEL("qemu"), "m"},
 	    {CHANNEL("/a/qemu_1"), "/a/m_1"},
+	    {CHANNEL("/run/libvirt/other/org.example"), ""},
 	};
 	for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
 		char *out = cloned(rows[i].text, "m", NULL);
