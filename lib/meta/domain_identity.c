@@ -1,6 +1,7 @@
 /* domain_clone_identity: what must not be the same in two domains of one host. */
 #include "meta/domain.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -27,12 +28,19 @@ int identity_each_device(xmlNodePtr domain, const char *name, int (*change)(xmlN
 
 void identity_note(const struct identity *id, const char *fmt, ...)
 {
-	char text[1024];
+	auto_free char *text = NULL;
 	va_list args;
 	va_start(args, fmt);
-	vsnprintf(text, sizeof text, fmt, args);
+	if (vasprintf(&text, fmt, args) < 0)
+		text = NULL;
 	va_end(args);
-	strbuf_addf(id->notes, "%s%s", id->notes->len ? "\n" : "", text);
+	id->notes->failed = id->notes->failed || !text;
+	/* A line each, whatever an attribute holds. */
+	for (char *p = text; p && *p; p++)
+		if (iscntrl((unsigned char)*p))
+			*p = ' ';
+	if (text)
+		strbuf_addf(id->notes, "%s%s", id->notes->len ? "\n" : "", text);
 }
 
 static int drop_instance(xmlNodePtr domain, const struct identity *id)

@@ -198,6 +198,9 @@ static void test_host(void)
 	check_note("vhost-user disk /run/blk");
 	CHECK(!strstr(notes, "4556") && !strstr(notes, "console") && nr_lines(notes) == 3);
 	free(out);
+	out = cloned(DEVICES("<serial type='file'><source path='/log&#10;its soul is gone'/></serial>"), "m", NULL);
+	CHECK(!strchr(notes, '\n'));
+	free(out);
 	out = cloned("<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><name>n</name><memory>1</memory><os><type>hvm</type></os>"
 		     "<qemu:commandline><qemu:arg value='-x'/><qemu:arg value='path=/run/n.qmp'/></qemu:commandline></domain>",
 		     "m", NULL);
