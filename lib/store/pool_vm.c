@@ -264,6 +264,8 @@ int pool_volume_make(struct store *store, const struct vm *vm, const char *file_
 	char final[LAYER_NAME_MAX];
 	final_name(file_name, final);
 	enum image_format format = layer_format(final);
+	if (strlen(final) > POOL_FILE_MAX)
+		return reason_set(why, -ENAMETOOLONG, "the name of a volume has at most %d bytes", POOL_FILE_MAX);
 	if (!pool)
 		return reason_set(why, -ENODEV, "the pool %s isn't given: mount with -o pool=%s:DIR", vm->name, vm->name);
 	if (can_be_file(file_name) && layer_format(file_name) == format) {
@@ -287,6 +289,8 @@ int pool_check_rename(const char *layer, const char *new_name, struct reason *wh
 {
 	char final[LAYER_NAME_MAX];
 	final_name(new_name, final);
+	if (strlen(final) > POOL_FILE_MAX)
+		return reason_set(why, -ENAMETOOLONG, "the name of a volume has at most %d bytes", POOL_FILE_MAX);
 	if (layer_format(layer) == layer_format(final))
 		return 0;
 	return reason_set(why, -EXDEV, "it is a %s image, and %s would be a %s one: copy it under that name", image_format_name(layer_format(layer)),
