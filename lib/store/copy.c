@@ -222,7 +222,7 @@ static int freeze_head(struct disk_file *from, struct frozen **ret, struct reaso
 	if (err)
 		return err;
 	auto_free char *path = layer_path(from->store, layer);
-	struct disk_source source = {path, IMAGE_QCOW2, NULL};
+	struct disk_source source = {path, layer_format(layer), NULL};
 	struct view *view = NULL;
 	err = path ? layers_open_view(from->store, &source, &view, why) : -ENOMEM;
 	if (!err)

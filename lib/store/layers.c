@@ -389,19 +389,24 @@ void layers_sweep(struct store *store)
 static int read_beneath(struct store *store, const char *name, char beneath[LAYER_NAME_MAX], struct reason *why)
 {
 	struct image *image = NULL;
-	int err = layer_open_image(store, name, &image, why);
+	*beneath = '\0';
+	if (layer_format(name) == IMAGE_RAW)
+		return 0;
+	int err = layer_check_place(store, name, why);
+	if (!err)
+		err = layer_open_image(store, name, &image, why);
 	if (err)
 		return err;
 	const char *backing = image_backing_name(image);
 	auto_free char *real = NULL;
-	*beneath = '\0';
 	if (backing && !strchr(name, '/') && !strchr(backing, '/') && layer_name_is_valid(backing)) /* it needn't be there yet */
 		snprintf(beneath, LAYER_NAME_MAX, "%s", backing);
-	else if (backing && trust_resolve(store->trust, layer_place(store, name).dir, backing, &real, NULL) == 0 &&
-		 !layer_of_path(store, real, beneath))
+	else if (backing && trust_resolve(store->trust, layer_place(store, name).dir, backing, &real, NULL) < 0)
+		err = store->lacks_pools ? reason_set(why, -ENODEV, "%s may lie in a pool that isn't given", backing) : 0;
+	else if (backing && !layer_of_path(store, real, beneath))
 		*beneath = '\0';
 	image_put(image);
-	return 0;
+	return err;
 }
 
 /* Whether NAME is among the first NR layers of the chain from TOP. */

@@ -478,7 +478,8 @@ static void note_missing_pool(void *ctx, const struct vm_disk *seen)
 	disk->error = err;
 	free(disk->error_text);
 	disk->error_text = strdup(why.text);
-	store_event(m->store, m->vm->name, "disk %s: %s", disk->file_name, why.text);
+	if (m->vm->place != PLACE_POOLS)
+		store_event(m->store, m->vm->name, "disk %s: %s", disk->file_name, why.text);
 }
 
 static void note_missing_pools(struct store *store, struct vm *vm)

@@ -1,5 +1,6 @@
 #include "store/pools.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -7,6 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/file.h"
 #include "base/mem.h"
 #include "base/name.h"
 #include "store/store_internal.h"
@@ -70,6 +72,32 @@ static int open_pool(struct store *store, const struct pool_config *config, stru
 	return err ? err : open_ledger(store, pool, why);
 }
 
+static bool is_empty_dir(int at, const char *name)
+{
+	DIR *dir = dir_open_at(at, name);
+	bool empty = true;
+	for (struct dirent *de; dir && empty && (de = readdir(dir));)
+		empty = *de->d_name == '.';
+	if (dir)
+		closedir(dir);
+	return empty;
+}
+
+/* The ledgers of other pools stay as they are, and so does all that may be needed by what is in them. */
+static void note_missing(struct store *store)
+{
+	auto_close int all = store->store_fd < 0 ? -1 : open_ledger_dir(store->store_fd, "pools", false);
+	DIR *dir = all < 0 ? NULL : dir_open_at(all, ".");
+	for (struct dirent *de; dir && (de = readdir(dir));) {
+		if (*de->d_name == '.' || pool_find(store, de->d_name, strlen(de->d_name)) || is_empty_dir(all, de->d_name))
+			continue;
+		store->lacks_pools = true;
+		store_event(store, NULL, "the pool %s isn't given, but images of this store lie in it: mount with -o pool=%s:DIR", de->d_name, de->d_name);
+	}
+	if (dir)
+		closedir(dir);
+}
+
 int pools_open(struct store *store, const struct pool_config *configs, size_t nr, struct reason *why)
 {
 	int err = 0;
@@ -78,6 +106,8 @@ int pools_open(struct store *store, const struct pool_config *configs, size_t nr
 		return -ENOMEM;
 	for (size_t i = 0; !err && i < nr; i++)
 		err = open_pool(store, &configs[i], why);
+	if (!err)
+		note_missing(store);
 	return err;
 }
 

@@ -133,7 +133,7 @@ static int stat_over(struct store *store, const struct stat *file, uint64_t virt
 		return err;
 	if (beneath)
 		restrict_by_view(store, &access, beneath);
-	allocated += (uint64_t)file->st_blocks * 512;
+	allocated += S_ISBLK(file->st_mode) ? virtual_size : (uint64_t)file->st_blocks * 512;
 	*ret = (struct disk_stat){
 		.virtual_size = virtual_size,
 		.allocated = allocated < virtual_size ? allocated : virtual_size,

@@ -72,6 +72,7 @@ struct store {
 	struct flats *flats;
 	struct pool *pools;
 	size_t nr_pools;
+	bool lacks_pools; /* there are files of ours in pools that weren't given: what lies beneath them isn't known */
 
 	pthread_rwlock_t layout;
 	pthread_mutex_t lock;

@@ -131,7 +131,7 @@ equal 1024 "$(stat -c %s mnt/pools/fast/odd.qcow2)" "size in whole sectors"
 chmod 640 mnt/pools/fast/back.qcow2
 equal 640 "$(stat -c %a fast/back.qcow2)"
 rm mnt/pools/fast/back.qcow2 mnt/pools/fast/odd.qcow2
-[ ! -e fast/back.qcow2 ] && [ ! -e fast/odd.qcow2 ] || fail "removed volumes still have files"
+if [ -e fast/back.qcow2 ] || [ -e fast/odd.qcow2 ]; then fail "removed volumes still have files"; fi
 refused EPERM mkdir mnt/pools/fast/folder2
 refused "EROFS|EPERM" rmdir mnt/pools/fast
 refused EINVAL touch "mnt/pools/fast/two
@@ -166,7 +166,7 @@ cp $snap/base/disks/vda.img mnt/pools/fast/base.qcow2
 say "killed in the middle of copies"
 for i in 1 2 3 4 5 6; do
 	format=$([ $((i % 2)) = 0 ] && echo qcow2 || echo img)
-	(for n in 1 2 3 4 5 6 7 8 9; do cp $snap/web/disks/vda.img mnt/pools/fast/half$n.$format || exit 0; mv mnt/pools/fast/half$n.$format mnt/pools/fast/moved$n.$format || exit 0; done) 2>/dev/null &
+	(for n in 1 2 3 4 5 6 7 8 9; do cp $snap/web/disks/vda.img mnt/pools/fast/half$n."$format" || exit 0; mv mnt/pools/fast/half$n."$format" mnt/pools/fast/moved$n."$format" || exit 0; done) 2>/dev/null &
 	copier=$!
 	wait_until 10 compgen -G "fast/half$(((SEED + i) % 8 + 1)).$format" >/dev/null || true
 	kill_daemon mnt

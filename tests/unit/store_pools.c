@@ -13,11 +13,12 @@ static const struct layer_owner owner = {.mode = 0600};
 
 static void open_store(const char *pool_name)
 {
-	char source[500], pool[500];
+	char source[500], pool[500], store_dir[500];
 	snprintf(source, sizeof source, "%s/src", dir);
 	snprintf(pool, sizeof pool, "%s/fast", dir);
+	snprintf(store_dir, sizeof store_dir, "%s/s/store", dir);
 	const struct pool_config pools[] = {{pool_name, pool}};
-	struct store_config config = {.source_dir = source, .pools = pools, .nr_pools = pool_name ? 1 : 0, .log = {keep_event, NULL}};
+	struct store_config config = {.source_dir = source, .store_dir = store_dir, .pools = pools, .nr_pools = pool_name ? 1 : 0, .log = {keep_event, NULL}};
 	CHECK_ERR(store_open(&config, &store, &why), 0);
 }
 
@@ -31,7 +32,7 @@ static void reopen(void)
 static void check_counts(int nr_files, int nr_entries)
 {
 	run("test $(ls -A %s/fast | wc -l) = %d || { ls -lA %s/fast; exit 1; }", dir, nr_files, dir);
-	run("test $(ls -A %s/src/.vmsnapfs/pools/fast | wc -l) = %d || { ls -lA %s/src/.vmsnapfs/pools/fast; exit 1; }", dir, nr_entries, dir);
+	run("test $(ls -A %s/s/store/pools/fast | wc -l) = %d || { ls -lA %s/s/store/pools/fast; exit 1; }", dir, nr_entries, dir);
 }
 
 static struct pool *fast(void)
@@ -187,6 +188,176 @@ static void names(void)
 	check_counts(0, 0);
 }
 
+/* --- volumes and disks ----------------------------------------------------------------------------------------------------- */
+
+#define DISK_SIZE (4u << 20)
+static char bytes[DISK_SIZE];
+
+/* The pool's VM as it is now. */
+static struct vm *pool_vm(const char *name)
+{
+	struct vm *vm = store_find(store, PLACE_POOLS, name);
+	CHECK(vm);
+	return vm;
+}
+
+static void make_volume(const char *name)
+{
+	struct vm *vm = pool_vm("fast");
+	struct disk_file *file = NULL;
+	CHECK_ERR(disk_create(store, vm, name, 0600, getuid(), getgid(), &file, &why), 0);
+	CHECK_ERR(disk_write(file, name, strlen(name), 100), 0);
+	CHECK_ERR(disk_close(file, &why), 0);
+	vm_put(vm);
+}
+
+static const struct vm_disk *volume_of(const struct vm *vm, const char *name)
+{
+	const struct vm_disk *disk = vm_find_disk(vm->disks, vm->nr_disks, name);
+	if (!disk)
+		printf("there is no volume %s\n", name);
+	CHECK(disk);
+	return disk;
+}
+
+/* That the volume NAME holds what was written when it was made as TEXT. */
+static void check_volume(const char *name, const char *text)
+{
+	char got[100] = "";
+	struct disk_file *file = NULL;
+	struct vm *vm = pool_vm("fast");
+	CHECK_ERR(disk_open(store, vm, NULL, volume_of(vm, name), false, &file, &why), 0);
+	CHECK_ERR(disk_read(file, got, strlen(text), 100), 0);
+	CHECK_STR(got, text);
+	CHECK_ERR(disk_close(file, &why), 0);
+	vm_put(vm);
+}
+
+/* A rename is three steps for the file: its second name, vm.xml, the first name goes. */
+static void interrupted_renaming(void)
+{
+	make_volume("a.img");
+	make_volume("b.qcow2");
+	CHECK_ERR(layer_file_link(store, "fast/a.img", "fast/c.img"), 0); /* before vm.xml names it */
+	reopen();
+	check_counts(2, 2);
+	check_volume("a.img", "a.img");
+	struct vm *vm = pool_vm("fast");
+	CHECK_ERR(disk_rename(store, vm, "a.img", "c.img", &why), 0);
+	CHECK_ERR(disk_rename(store, vm, "b.qcow2", "b.img", &why), -EXDEV);
+	vm_put(vm);
+	check_volume("c.img", "a.img");
+	CHECK_ERR(layer_file_link(store, "fast/c.img", "fast/a.img"), 0); /* the first name is still there */
+	reopen();
+	check_counts(2, 2);
+	check_volume("c.img", "a.img");
+	/* One over the other, while both are open. */
+	struct disk_file *over = NULL, *under = NULL;
+	make_volume("d.img");
+	vm = pool_vm("fast");
+	CHECK_ERR(disk_open(store, vm, NULL, volume_of(vm, "d.img"), true, &over, &why), 0);
+	CHECK_ERR(disk_open(store, vm, NULL, volume_of(vm, "c.img"), true, &under, &why), 0);
+	CHECK_ERR(disk_rename(store, vm, "d.img", "c.img", &why), 0);
+	CHECK_ERR(disk_write(over, "over!", 5, 100), 0);
+	CHECK_ERR(disk_write(under, "under", 5, 100), 0);
+	CHECK_ERR(disk_close(over, &why), 0);
+	CHECK_ERR(disk_close(under, &why), 0);
+	vm_put(vm);
+	check_volume("c.img", "over!");
+	reopen(); /* now the file too has the name that the volume has */
+	check_counts(2, 2);
+	check_volume("c.img", "over!");
+	CHECK(pool_owns(fast(), "c.img"));
+	vm = pool_vm("fast");
+	CHECK_ERR(disk_remove(store, vm, "c.img", &why), 0);
+	CHECK_ERR(disk_remove(store, vm, "b.qcow2", &why), 0);
+	vm_put(vm);
+	check_counts(0, 0);
+}
+
+static void write_disk(const struct vm *vm, int value, uint64_t off, size_t len)
+{
+	struct disk_file *file = NULL;
+	memset(bytes + off, value, len);
+	CHECK_ERR(disk_open(store, vm, NULL, &vm->disks[0], true, &file, &why), 0);
+	CHECK_ERR(disk_write(file, bytes + off, len, off), 0);
+	CHECK_ERR(disk_close(file, &why), 0);
+}
+
+static void check_disk(const struct vm *vm)
+{
+	static char got[DISK_SIZE];
+	struct disk_file *file = NULL;
+	CHECK_ERR(disk_open(store, vm, NULL, &vm->disks[0], false, &file, &why), 0);
+	CHECK_ERR(disk_read(file, got, DISK_SIZE, 0), 0);
+	CHECK(memcmp(got, bytes, DISK_SIZE) == 0);
+	CHECK_ERR(disk_close(file, &why), 0);
+}
+
+static struct vm *find_clone(void)
+{
+	struct vm *vm = store_find(store, PLACE_CLONES, "clone");
+	CHECK(vm);
+	return vm;
+}
+
+static void take_snapshot(const char *name, int value)
+{
+	struct vm *vm = find_clone();
+	CHECK_ERR(store_snapshot_create(store, vm, &(struct snapshot_spec){.name = name}, &why), 0);
+	vm_put(vm);
+	vm = find_clone();
+	write_disk(vm, value, (uint64_t)value << 16, 3 << 16);
+	vm_put(vm);
+}
+
+/* A clone whose layers all lie in the pool: snapshots come and go, layers are merged, and the ledger follows. */
+static void disks_in_pool(void)
+{
+	run("cd %s/src && qemu-img create -q -f qcow2 web.qcow2 4M && qemu-img create -q -f qcow2 -b %s/src/web.qcow2 -F qcow2 leaf.qcow2", dir, dir);
+	reopen();
+	CHECK_ERR(store_start(store), 0);
+	struct vm *from = store_find(store, PLACE_VMS, "leaf"), *vm = NULL;
+	CHECK(from);
+	const struct clone_spec spec = {.name = "clone", .uid = getuid(), .gid = getgid(), .all = {.pool = "fast"}};
+	CHECK_ERR(store_clone_with(store, from, vm_find_snapshot(from, "web"), &spec, &vm, &why), 0);
+	vm_put(from);
+	CHECK(strncmp(vm->disks[0].layer, "fast/", 5) == 0);
+	write_disk(vm, 1, 0, DISK_SIZE / 2);
+	vm_put(vm);
+	for (int round = 0; round < 3; round++) {
+		take_snapshot("one", 10 + round);
+		take_snapshot("two", 20 + round);
+		vm = find_clone();
+		CHECK_ERR(store_snapshot_delete(store, vm, "one", SNAPSHOT_DROP, &why), 0);
+		vm_put(vm);
+		wait_for_jobs(store);
+		vm = find_clone();
+		CHECK_ERR(store_snapshot_delete(store, vm, "two", SNAPSHOT_DROP, &why), 0);
+		vm_put(vm);
+		wait_for_jobs(store);
+		check_counts(1, 1);
+		vm = find_clone();
+		check_disk(vm);
+		vm_put(vm);
+	}
+	store_close(store);
+	open_store(NULL); /* without the pool: it can't be read, and nothing is lost */
+	struct disk_file *file = NULL;
+	vm = find_clone();
+	CHECK_ERR(disk_open(store, vm, NULL, &vm->disks[0], false, &file, &why), -ENODEV);
+	CHECK(strstr(why.text, "-o pool=fast:DIR"));
+	CHECK(nr_events("the pool fast isn't given") == 1);
+	vm_put(vm);
+	check_counts(1, 1);
+	reopen();
+	vm = find_clone();
+	check_disk(vm);
+	CHECK_ERR(store_remove(store, vm, &why), 0);
+	vm_put(vm);
+	check_counts(0, 0);
+}
+
 /* --- configuration ------------------------------------------------------------------------------------------------------------- */
 
 static void refused(const char *name, const char *other, const char *sub)
@@ -204,7 +375,7 @@ static void refused(const char *name, const char *other, const char *sub)
 int main(void)
 {
 	dir_init();
-	run("mkdir %s/fast", dir);
+	run("mkdir %s/fast %s/s", dir, dir);
 	open_store("fast");
 	foreign_files_stay();
 	interrupted_making();
@@ -212,6 +383,8 @@ int main(void)
 	interrupted_linking();
 	raw_files();
 	names();
+	interrupted_renaming();
+	disks_in_pool();
 	store_close(store);
 	refused("a", "b", "fast");
 	refused("a", "a", "src");
