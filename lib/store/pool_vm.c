@@ -362,7 +362,9 @@ void pool_volume_rename_file(struct store *store, struct entry *entry, const cha
 	struct vm *now = table_current(store, entry);
 	const struct pool *pool = pool_of_vm(store, now);
 	const struct vm_disk *disk = pool ? vm_find_disk(now->disks, now->nr_disks, file_name) : NULL;
-	if (disk && !disk->found && !disk->error && can_be_file(file_name) && layer_format(file_name) == disk->format) {
+	/* What a job works on keeps its name until the next start. */
+	if (disk && !disk->found && !disk->error && !disk->full && !disk->pending_path && can_be_file(file_name) &&
+	    layer_format(file_name) == disk->format) {
 		snprintf(layer, sizeof layer, "%s/%s", pool->name, file_name);
 		int err = strcmp(layer, disk->layer) == 0 ? 0 : rename_file(store, entry, now, (size_t)(disk - now->disks), layer);
 		if (err)
