@@ -34,6 +34,8 @@ struct cloning {
 	size_t max_layers;
 	char (*bases)[LAYER_NAME_MAX]; /* what disks are to become: names that were taken */
 	size_t nr_bases;
+	bool is_volume; /* of a pool, not a VM */
+	bool commit_tried; /* a vm.xml may name the layers, whatever was returned */
 	bool hopeless; /* what failed isn't the source of one disk */
 };
 
@@ -122,15 +124,19 @@ static int add_disk(struct cloning *c, const struct vm_disk *from, const struct 
 	if (!*name)
 		layer_name_new(name, ".qcow2");
 	auto_free char *backing = NULL;
+	auto_free char *base = pending ? layer_path(c->store, disk->pending_base) : NULL;
+	if (pending && !base)
+		return -ENOMEM;
 	if (pending) {
-		overlay.backing_name = disk->pending_base;
+		overlay.backing_name = base;
 		overlay.backing_format = IMAGE_RAW;
 		beneath = disk->pending_base;
-	} else if (overlay.backing_name && (err = layer_backing_name(c->store, name, overlay.backing_name, &backing, why))) {
-		return err;
-	} else {
-		overlay.backing_name = backing;
 	}
+	if (overlay.backing_name)
+		err = layer_backing_name(c->store, name, overlay.backing_name, &backing, why);
+	if (err)
+		return err;
+	overlay.backing_name = backing;
 	err = layer_create(c->store, &overlay, beneath, &owner, name, why);
 	if (err)
 		return err;
@@ -207,7 +213,7 @@ static int clone_disks(struct cloning *c, struct reason *why)
 		int err = c->plans[i].spec.left_out ? 0 : clone_disk(c, from, &c->plans[i], &disk_why);
 		if (err && source_is_gone(c, why))
 			return -ENOENT;
-		if (err && is_skippable(err) && !c->hopeless) {
+		if (err && is_skippable(err) && !c->hopeless && !c->is_volume) {
 			store_event(c->store, c->next->name, "disk %s of %s isn't cloned: %s", from->file_name, c->next->origin,
 				    *disk_why.text ? disk_why.text : strerror(-err));
 			while (c->next->nr_disks > nr_disks)
@@ -323,6 +329,16 @@ static int source_config(struct cloning *c, char **ret, size_t *ret_len, struct 
 	return err;
 }
 
+/* Layers are stable under their names before a vm.xml names them. */
+static int sync_layers(struct cloning *c, struct reason *why)
+{
+	int err = 0;
+	for (size_t i = 0; !err && i < c->nr_layers; i++)
+		if (!i || !layers_share_dir(c->layers[i], c->layers[i - 1]))
+			err = layer_sync_dir(c->store, c->layers[i], why);
+	return err;
+}
+
 static int finish(struct cloning *c, struct vm **ret, struct reason *why)
 {
 	auto_free char *text = NULL;
@@ -331,11 +347,60 @@ static int finish(struct cloning *c, struct vm **ret, struct reason *why)
 	int err = source_config(c, &text, &len, why);
 	if (!err)
 		err = managed_adopt_config(c->store, c->next, text, len, &c->next->config, &nvram, why);
-	/* Layers are stable under their names before a vm.xml names them. */
-	for (size_t i = 0; !err && i < c->nr_layers; i++)
-		if (!i || !layers_share_dir(c->layers[i], c->layers[i - 1]))
-			err = layer_sync_dir(c->store, c->layers[i], why);
+	if (!err)
+		err = sync_layers(c, why);
 	return err ? err : managed_add(c->store, take_ptr(c->next), nvram, ret, why);
+}
+
+/* POOL's description with the volume; a device that was found under its name isn't any more. */
+static int with_volume(struct cloning *c, const struct vm *now, struct vm **ret, struct reason *why)
+{
+	const struct vm_disk *made = &c->next->disks[0];
+	const char *name = strchr(made->full_base ? made->full_base : made->layer, '/') + 1;
+	struct vm *next = vm_copy(now);
+	int err = next ? 0 : -ENOMEM;
+	for (size_t i = next ? next->nr_disks : 0; i-- > 0;)
+		if (strcmp(next->disks[i].file_name, name) != 0)
+			continue;
+		else if (next->disks[i].found)
+			vm_disk_drop(next, i);
+		else
+			err = reason_set(why, -EEXIST, "pools/%s/%s exists", now->name, name);
+	struct vm_disk *disk = err ? NULL : vm_disk_add(&next->disks, &next->nr_disks);
+	if (!err && (!disk || vm_disk_copy(disk, made) || text_set(&disk->file_name, name) || text_set(&disk->target, NULL)))
+		err = -ENOMEM;
+	if (err)
+		vm_put(next);
+	else
+		*ret = next;
+	return err;
+}
+
+/* The one disk that was made becomes a volume of its pool. */
+static int add_volume(struct cloning *c, struct vm **ret, struct reason *why)
+{
+	struct vm *pool = c->next->nr_disks ? table_find(c->store, PLACE_POOLS, c->spec->all.pool) : NULL;
+	struct entry *entry = NULL;
+	struct vm *now = NULL, *next = NULL;
+	if (!pool)
+		return reason_set(why, -ENOENT, "%s", c->next->nr_disks ? "the pool has gone" : "the disk can't be read: see the events");
+	int err = sync_layers(c, why);
+	if (!err)
+		err = managed_begin(c->store, pool, &entry, &now, why);
+	vm_put(pool);
+	if (err)
+		return err;
+	err = with_volume(c, now, &next, why);
+	if (!err) {
+		c->commit_tried = true;
+		err = managed_commit(c->store, entry, vm_ref(next), why);
+	}
+	managed_end(entry, now);
+	if (err)
+		vm_put(next);
+	else
+		*ret = next;
+	return err;
 }
 
 static int clone_now(struct cloning *c, struct vm **ret, struct reason *why)
@@ -348,10 +413,11 @@ static int clone_now(struct cloning *c, struct vm **ret, struct reason *why)
 	c->from = now;
 	err = freeze_and_clone(c, entry, &now, why);
 	c->from = now;
-	if (!err)
+	if (!err && !c->is_volume)
 		err = finish(c, ret, why);
 	managed_end(entry, now);
-	return err;
+	/* The lock of one VM at a time. */
+	return !err && c->is_volume ? add_volume(c, ret, why) : err;
 }
 
 static int clone_snapshot(struct cloning *c, struct vm **ret, struct reason *why)
@@ -359,7 +425,7 @@ static int clone_snapshot(struct cloning *c, struct vm **ret, struct reason *why
 	int err = plan(c, why);
 	if (!err)
 		err = clone_disks(c, why);
-	if (!err && (err = finish(c, ret, why)) && source_is_gone(c, why))
+	if (!err && (err = c->is_volume ? add_volume(c, ret, why) : finish(c, ret, why)) && source_is_gone(c, why))
 		err = -ENOENT;
 	return err;
 }
@@ -368,11 +434,11 @@ static void cloning_done(struct cloning *c, int err)
 {
 	for (size_t i = 0; i < c->nr_layers; i++) {
 		if (err)
-			layer_abandon(c->store, c->layers[i]);
+			layer_drop(c->store, c->layers[i], c->commit_tried);
 		else
 			layers_unpin(c->store, c->layers[i]);
 	}
-	for (size_t i = 0; err && i < c->nr_bases; i++)
+	for (size_t i = 0; err && !c->commit_tried && i < c->nr_bases; i++)
 		layer_file_cancel(c->store, c->bases[i]);
 	vm_put(c->next);
 	free(c->layers);
@@ -389,16 +455,18 @@ static int set_origin(struct cloning *c)
 
 static int clone_into(struct cloning *c, const char *name, struct vm **ret, struct reason *why)
 {
-	c->next = managed_new(PLACE_CLONES, name, c->spec->uid, c->spec->gid);
+	c->next = managed_new(c->is_volume ? PLACE_POOLS : PLACE_CLONES, name, c->spec->uid, c->spec->gid);
 	int err = c->next ? set_origin(c) : -ENOMEM;
 	if (!err) {
 		c->next->mode = c->from->mode;
 		err = c->snapshot ? clone_snapshot(c, ret, why) : clone_now(c, ret, why);
 	}
 	cloning_done(c, err);
-	for (size_t i = 0; !err && i < (*ret)->nr_disks; i++)
-		if ((*ret)->disks[i].pending_path && pending_add_job(c->store, *ret, &(*ret)->disks[i]))
+	for (size_t i = 0; !err && i < (*ret)->nr_disks; i++) {
+		int job_err = (*ret)->disks[i].pending_path ? pending_add_job(c->store, *ret, &(*ret)->disks[i]) : 0;
+		if (job_err && job_err != -EEXIST)
 			store_event(c->store, name, "disk %s is copied at the next start: out of memory", (*ret)->disks[i].file_name);
+	}
 	if (!err)
 		full_plan(c->store);
 	return err;
@@ -457,4 +525,29 @@ int store_clone(struct store *store, struct vm *from, const struct vm_snapshot *
 {
 	const struct clone_spec spec = {.name = name, .uid = uid, .gid = gid};
 	return store_clone_with(store, from, snapshot, &spec, ret, why);
+}
+
+int store_clone_volume(struct store *store, struct vm *from, const struct vm_snapshot *snapshot, const struct disk_spec *spec, uid_t uid,
+		       gid_t gid, struct reason *why)
+{
+	struct clone_spec one = {.uid = uid, .gid = gid, .all = *spec, .disks = &(struct disk_spec){.disk = spec->disk}, .nr_disks = 1, .only_listed = true};
+	struct vm *pool = NULL;
+	int err = managed_check(store, NULL, why);
+	if (err)
+		return err;
+	if (!spec->pool)
+		return reason_set(why, -EINVAL, "a volume needs a pool: say in which");
+	if (!snapshot && from->kind != VM_MANAGED)
+		return reason_set(why, -EROFS, "%s was found in SOURCE: its state of now isn't frozen; clone one of its snapshots", from->name);
+	one.all.disk = one.all.target = one.all.bus = NULL;
+	for (int i = 0; i < STALE_TRIES; i++) {
+		struct cloning c = {.store = store, .from = from, .snapshot = snapshot, .spec = &one, .is_volume = true};
+		err = clone_into(&c, from->name, &pool, why);
+		if (err != -ESTALE)
+			break;
+		usleep(1000);
+	}
+	if (!err)
+		vm_put(pool);
+	return err;
 }

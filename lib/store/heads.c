@@ -71,7 +71,8 @@ void frozen_put(struct frozen *frozen)
 static bool names_pending_base(const struct vm_disk *disk, const struct image *image)
 {
 	const char *backing = image_backing_name(image);
-	return disk->pending_path && backing && strcmp(backing, disk->pending_base) == 0;
+	const char *slash = backing ? strrchr(backing, '/') : NULL; /* from a pool: no other file has that name */
+	return disk->pending_path && backing && strcmp(slash ? slash + 1 : backing, disk->pending_base) == 0;
 }
 
 int beneath_open(struct store *store, const struct vm_disk *disk, struct view **ret, struct reason *why)
