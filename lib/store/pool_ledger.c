@@ -334,7 +334,7 @@ void pool_part_abandon(struct pool *pool, const char *file)
 static int link_locked(struct pool *pool, const char *file, const char *new_file)
 {
 	struct pool_entry entry, other;
-	struct file_id id;
+	struct file_id id = {0};
 	int err = entry_load(pool, file, &entry);
 	if (!err && (entry.is_device || !entry_owns(pool, &entry, file)))
 		err = -ESTALE;
