@@ -108,7 +108,7 @@ depends_on_nothing() { # CLONE
 	wait_until 60 jobs_done mnt
 	local image
 	image=$(xpath "$1" "//disk[target/@dev='vda']/source/@file")
-	if img info "$image" | grep "backing file"; then
+	if qemu-img info -U "$image" | grep "backing file"; then
 		fail "$1 depends on another image"
 	fi
 }
