@@ -95,13 +95,25 @@ static int open_part(struct store *store, const struct layer_place *at, const ch
 	return fd;
 }
 
+/* A link to a device is followed where any other name would be. */
+static int check_device(struct store *store, const struct layer_place *at)
+{
+	struct stat st;
+	auto_free char *real = NULL;
+	if (fstatat(at->dirfd, at->name, &st, 0) < 0 || !S_ISBLK(st.st_mode))
+		return 0;
+	return store->allow_devices ? trust_resolve(store->trust, at->dir, at->name, &real, NULL) : -EACCES;
+}
+
 static int begin_in_pool(struct store *store, struct pool *pool, const struct layer_place *at, const struct layer_owner *owner, bool again)
 {
 	char part[POOL_PART_MAX];
-	int err = pool_part_begin(pool, at->name, again ? POOL_CONTINUE : POOL_NEW, part);
+	int err = check_device(store, at);
+	if (!err)
+		err = pool_part_begin(pool, at->name, again ? POOL_CONTINUE : POOL_NEW, part);
 	if (err)
 		return err;
-	int fd = *part ? open_part(store, at, part, owner, again) : openat(at->dirfd, at->name, O_RDWR | O_CLOEXEC);
+	int fd = *part ? open_part(store, at, part, owner, again) : openat(at->dirfd, at->name, O_RDWR | O_EXCL | O_CLOEXEC);
 	err = fd < 0 ? -errno : 0;
 	if (fd < 0 && !again)
 		pool_part_abandon(pool, at->name);

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <uuid/uuid.h>
 
 #include "base/file.h"
@@ -131,6 +132,22 @@ static bool is_pool_file(struct pool *pool, const char *real_path, char name[LAY
 	return true;
 }
 
+/* The pool has it by a link, perhaps. */
+static bool is_pool_device(const struct store *store, const char *real_path, char name[LAYER_NAME_MAX])
+{
+	struct stat st;
+	char file[POOL_FILE_MAX + 1];
+	if (!store->nr_pools || lstat(real_path, &st) < 0 || !S_ISBLK(st.st_mode))
+		return false;
+	for (size_t i = 0; i < store->nr_pools; i++) {
+		if (!pool_find_device(&store->pools[i], st.st_rdev, file))
+			continue;
+		snprintf(name, LAYER_NAME_MAX, "%s/%s", store->pools[i].name, file);
+		return true;
+	}
+	return false;
+}
+
 bool layer_of_path(const struct store *store, const char *real_path, char name[LAYER_NAME_MAX])
 {
 	const char *own = store->layers_dir ? path_below(real_path, store->layers_dir) : NULL;
@@ -141,7 +158,7 @@ bool layer_of_path(const struct store *store, const char *real_path, char name[L
 	for (size_t i = 0; i < store->nr_pools; i++)
 		if (is_pool_file(&store->pools[i], real_path, name))
 			return true;
-	return false;
+	return store->allow_devices && is_pool_device(store, real_path, name);
 }
 
 /* TO as seen from the directory FROM_DIR; both absolute and real. */

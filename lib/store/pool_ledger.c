@@ -159,13 +159,31 @@ bool pool_has(struct pool *pool, const char *file)
 	return ask(pool, file, true);
 }
 
+bool pool_find_device(struct pool *pool, dev_t device, char file[POOL_FILE_MAX + 1])
+{
+	struct pool_entry entry;
+	struct stat st;
+	bool found = false;
+	DIR *dir = pool->ledger_fd < 0 ? NULL : dir_open_at(pool->ledger_fd, ".");
+	if (!dir)
+		return false;
+	pthread_mutex_lock(&pool->lock);
+	for (struct dirent *de; !found && (de = readdir(dir));) {
+		found = ledger_check(pool, de->d_name) == 0 && entry_load(pool, de->d_name, &entry) == 0 && entry.is_device &&
+			fstatat(pool->dirfd, de->d_name, &st, 0) == 0 && S_ISBLK(st.st_mode) && st.st_rdev == device;
+		if (found)
+			snprintf(file, POOL_FILE_MAX + 1, "%s", de->d_name);
+	}
+	pthread_mutex_unlock(&pool->lock);
+	closedir(dir);
+	return found;
+}
+
 /* --- making files ----------------------------------------------------------------------------------------------------------- */
 
 /* Whether nobody has it mounted, or exclusively open. */
 static int claim_device(struct pool *pool, const char *file, struct pool_entry *entry)
 {
-	if (!pool->allow_devices)
-		return -EACCES;
 	auto_close int fd = openat(pool->dirfd, file, O_RDWR | O_EXCL | O_CLOEXEC);
 	if (fd < 0)
 		return -errno;

@@ -61,7 +61,7 @@ static int open_pool(struct store *store, const struct pool_config *config, stru
 	if (pool_find(store, config->name, strlen(config->name)))
 		return reason_set(why, -EINVAL, "two pools are called %s", config->name);
 	struct pool *pool = &store->pools[store->nr_pools++];
-	*pool = (struct pool){.name = strdup(config->name), .dir = strdup(config->dir), .dirfd = -1, .ledger_fd = -1, .allow_devices = store->allow_devices, .head_names = pool_head_names};
+	*pool = (struct pool){.name = strdup(config->name), .dir = strdup(config->dir), .dirfd = -1, .ledger_fd = -1, .head_names = pool_head_names};
 	pthread_mutex_init(&pool->lock, NULL);
 	if (!pool->name || !pool->dir)
 		return -ENOMEM;

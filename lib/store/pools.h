@@ -33,7 +33,6 @@ struct pool {
 	int dirfd;
 	int ledger_fd; /* STORE/pools/NAME; -1: there is no store */
 	pthread_mutex_t lock; /* of the ledger; innermost. Held across I/O on it */
-	bool allow_devices;
 	atomic_llong next_look_ms; /* for found volumes: see pool_vm.h */
 	bool said_too_many;	   /* protected by the change lock of the pool's VM */
 	struct head_names head_names; /* for the heads that lie in it */
@@ -50,6 +49,9 @@ struct pool *pool_find(const struct store *store, const char *name, size_t name_
 bool pool_owns(struct pool *pool, const char *file);
 /* The same, and it holds all that it is to hold. */
 bool pool_has(struct pool *pool, const char *file);
+
+/* FILE is the block device's, or a link to it, and one of our disks lies on it. */
+bool pool_find_device(struct pool *pool, dev_t device, char file[POOL_FILE_MAX + 1]);
 
 enum pool_making {
 	POOL_NEW,      /* -EEXIST: the name is taken, or about to be */

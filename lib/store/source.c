@@ -42,7 +42,9 @@ bool stamp_is_fresh(const struct stat *st)
 
 bool source_is_skipped(const struct store *store, const char *path)
 {
-	return strrchr(path, '/')[1] == '.' || (store->mountpoint && strcmp(path, store->mountpoint) == 0) ||
+	char layer[LAYER_NAME_MAX];
+	/* What was made in a pool is shown there, or belongs to a clone. */
+	return (store->nr_pools && layer_of_path(store, path, layer)) || strrchr(path, '/')[1] == '.' || (store->mountpoint && strcmp(path, store->mountpoint) == 0) ||
 	       (store->store_dir && strcmp(path, store->store_dir) == 0);
 }
 

@@ -42,6 +42,7 @@ touch "fast/two
 lines.img" fast/.hidden.img
 ln -s /etc/passwd fast/link.img
 mkdir fast/folder
+mkfifo fast/pipe.img
 before=$(fingerprint fast)
 
 mount_at src mnt -o pool=fast:fast -o pool=slow:slow -o store=store
@@ -162,6 +163,46 @@ is_made
 rm mnt/pools/fast/base.qcow2
 [ ! -e fast/base.qcow2 ] || fail "a volume made before isn't ours any more"
 cp $snap/base/disks/vda.img mnt/pools/fast/base.qcow2
+
+say "to look at"
+unmount mnt
+mount_at src mnt -o ro -o pool=fast:fast -o pool=slow:slow -o store=store
+is_made
+refused EROFS cp want/base.img mnt/pools/fast/new.img
+refused EROFS cp want/base.img mnt/pools/fast/golden.img
+refused EROFS rm -f mnt/pools/fast/golden.img
+unmount mnt
+
+say "each user with their rights"
+mount_at src mnt -o allow_other -o pool=fast:fast -o pool=slow:slow -o store=store
+as_nobody() { setpriv --reuid=65534 --regid=65534 --clear-groups "$@"; }
+chmod 600 mnt/pools/fast/golden.img
+chmod 644 mnt/pools/fast/golden.qcow2
+refused EACCES as_nobody cat mnt/pools/fast/golden.img
+as_nobody cmp want/web.img mnt/pools/fast/golden.qcow2
+refused EACCES as_nobody touch mnt/pools/fast/theirs.raw
+refused EACCES as_nobody rm -f mnt/pools/fast/golden.qcow2
+chmod 600 fast/theirs.img
+refused EACCES as_nobody cat mnt/pools/fast/theirs.img
+chmod 644 fast/theirs.img
+chmod 700 fast
+has_mode() { [ "$(stat -c %a "$1")" = "$2" ]; }
+wait_until 10 has_mode mnt/pools/fast 700 || fail "the pool's directory is $(stat -c %a mnt/pools/fast)"
+refused EACCES as_nobody ls mnt/pools/fast
+chmod 755 fast
+unmount mnt
+
+say "a pool in the source directory"
+mkdir src/pool
+mount_at src mnt -o pool=in:src/pool -o store=store3
+cp $snap/web/disks/vda.img mnt/pools/in/inner.qcow2
+img create -f qcow2 src/pool/box.qcow2 1M
+wait_until 10 test -e mnt/vms/box || fail "box doesn't show"
+[ ! -e mnt/vms/inner ] || fail "a volume shows as a VM"
+rm mnt/pools/in/inner.qcow2
+unmount mnt
+rm -r src/pool
+mount_at src mnt -o pool=fast:fast -o pool=slow:slow -o store=store
 
 say "killed in the middle of copies"
 for i in 1 2 3 4 5 6; do
