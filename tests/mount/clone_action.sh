@@ -103,6 +103,18 @@ is_clone again upgraded
 clone mnt/clones/by-line "<action><vm><name>now</name><clone>false</clone></vm></action>"
 is_clone now upgraded
 
+say "oVirt's disks, by the image that they were in the snapshot"
+layer=$(getfattr --absolute-names --only-values -n user.vmsnapfs.chain mnt/clones/by-line/snapshots/s1/disks/vda.img | head -n 1)
+layer=$(basename "$layer" .qcow2)
+clone mnt/clones/by-line "<vm><name>by-image</name><snapshots><snapshot id='$uuid'/></snapshots><disk_attachments><disk_attachment><disk>
+  <image_id>$layer</image_id><format>raw</format><sparse>true</sparse></disk></disk_attachment></disk_attachments></vm>"
+wait_until 60 jobs_done mnt
+is_clone by-image upgraded
+equal raw "$(xpath by-image "//disk[target/@dev='vda']/driver/@type")" "format of vda"
+equal qcow2 "$(xpath by-image "//disk[target/@dev='vdb']/driver/@type")" "format of vdb"
+refused ENOENT clone mnt/clones/by-line "<vm><name>x</name><snapshots><snapshot id='s1'/></snapshots><disks><disk>
+  <image_id>2f3c0b5e-1d58-4c8e-9a53-0a7f2f1f7c11</image_id></disk></disks></vm>"
+
 say "in full, and made full"
 depends_on_nothing() { # CLONE
 	wait_until 60 jobs_done mnt
