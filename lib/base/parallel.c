@@ -27,14 +27,14 @@ static size_t threads_for(size_t nr)
 {
 	long nr_processors = sysconf(_SC_NPROCESSORS_ONLN);
 	size_t threads = nr_processors < 1 ? 1 : nr_processors > MAX_THREADS ? MAX_THREADS : (size_t)nr_processors;
-	return nr / MIN_PIECES < threads ? nr / MIN_PIECES : threads;
+	return nr < threads ? nr : threads;
 }
 
-void parallel_for(size_t nr, void (*fn)(void *ctx, size_t i), void *ctx)
+static void run(size_t nr, size_t wanted, void (*fn)(void *ctx, size_t i), void *ctx)
 {
 	struct parallel p = {.nr = nr, .fn = fn, .ctx = ctx};
 	pthread_t threads[MAX_THREADS];
-	size_t wanted = threads_for(nr), started = 0;
+	size_t started = 0;
 	/* Signals are for the thread that serves. */
 	sigset_t all, before;
 	sigfillset(&all);
@@ -45,4 +45,14 @@ void parallel_for(size_t nr, void (*fn)(void *ctx, size_t i), void *ctx)
 	work(&p);
 	while (started)
 		pthread_join(threads[--started], NULL);
+}
+
+void parallel_for(size_t nr, void (*fn)(void *ctx, size_t i), void *ctx)
+{
+	run(nr, threads_for(nr / MIN_PIECES), fn, ctx);
+}
+
+void parallel_for_large(size_t nr, void (*fn)(void *ctx, size_t i), void *ctx)
+{
+	run(nr, threads_for(nr), fn, ctx);
 }

@@ -8,4 +8,7 @@
  * be had: one thread does them. */
 void parallel_for(size_t nr, void (*fn)(void *ctx, size_t i), void *ctx);
 
+/* The same for pieces of which each is worth a thread. */
+void parallel_for_large(size_t nr, void (*fn)(void *ctx, size_t i), void *ctx);
+
 #endif

@@ -3,13 +3,19 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/statvfs.h>
 
 #include "base/file.h"
 #include "base/mem.h"
+#include "base/parallel.h"
 #include "block/head_priv.h"
 #include "block/qcow2_format.h"
+#include "block/share.h"
 
-#define PIECE_MAX (1u << 20) /* for so long others wait for the clusters of a pull */
+#define PIECE_MAX (1u << 20) /* absorbed at a time */
+#define PULL_MAX  (256u << 10) /* read and written at a time, from a processor's cache; for so long others wait for its clusters */
+#define NR_PULLS  64u	       /* collected, and then done by all processors */
+#define MAPS_MAX  1024u	       /* for so long who stops all waits for the collecting */
 
 /* --- pull ----------------------------------------------------------------------------------------------------------------- */
 
@@ -35,11 +41,22 @@ static void mark(const struct head *head, struct pull *pull, uint64_t guest_off,
 	}
 }
 
+/* Whether E's bytes may become the head's by sharing them. Behind the disk's end a subcluster has zeros, which they needn't be. */
+static bool can_share(struct head *head, const struct extent *e)
+{
+	uint64_t block = atomic_load(&head->share_block), sc_size = subcluster_size_of(head);
+	return e->kind == EXTENT_DATA && block && sc_size % block == 0 && e->guest_off % sc_size == 0 && e->host_off % block == 0 &&
+	       e->image != atomic_load(&head->unshared) && e->guest_off + e->len <= head_virtual_size(head);
+}
+
 /* What the pulled layers have at GUEST_OFF. EXTENT_UNALLOCATED also for zeros over zeros. */
 static int map_pulled(struct head *head, size_t nr_layers, uint64_t guest_off, uint64_t len, struct extent *ret)
 {
 	struct extent beneath;
-	int err = view_map_top(head->below, nr_layers, guest_off, len, ret);
+	bool all = nr_layers == view_depth(head->below);
+	int err = all ? view_map(head->below, guest_off, len, ret) : view_map_top(head->below, nr_layers, guest_off, len, ret);
+	if (!err && all && ret->kind == EXTENT_ZERO)
+		ret->kind = EXTENT_UNALLOCATED;
 	if (err || ret->kind != EXTENT_ZERO)
 		return err;
 	err = view_map_beneath(head->below, nr_layers, guest_off, ret->len, &beneath);
@@ -179,7 +196,82 @@ static int fill_piece(struct head *head, struct pull *pull, uint64_t *ret_stored
 	return err ? err : write_pulled(head, pull, ret_stored);
 }
 
-static int pull_piece(struct head *head, struct pull *pull, uint64_t *ret_stored)
+/* Of the piece, which is one run of bytes in a file of a layer, everything that is lacking. */
+static int plan_share(struct head *head, struct pull *pull)
+{
+	uint64_t wanted = 0;
+	for (unsigned i = 0; i < pull->span.nr; i++) {
+		pull->to_write[i] = in_piece(head, pull, i) & ~(pull->span.states[i].allocated | pull->span.states[i].zero);
+		if (pull->to_write[i])
+			wanted |= 1ull << i;
+	}
+	if (!wanted)
+		return 0;
+	int err = head_mark_dirty(head); /* W1 */
+	pthread_mutex_lock(&head->lock);
+	if (!err)
+		err = span_alloc_locked(head, &pull->span, wanted);
+	pthread_mutex_unlock(&head->lock);
+	return err;
+}
+
+/* Where neighbours in the disk are neighbours in the file as well they are shared as one. */
+struct share_run {
+	uint64_t guest_off, host_off, len;
+};
+
+static int share_run(struct head *head, const struct extent *e, const struct share_run *run)
+{
+	return run->len ? share_blocks(head->fd, e, run->guest_off - e->guest_off, run->len, run->host_off) : 0;
+}
+
+/* W3 and what W4 is to write. SHARE_COPY: it must be copied; nothing is to be written. */
+static int share_pulled(struct head *head, struct pull *pull, const struct extent *e)
+{
+	struct share_run run = {0};
+	int err = 0;
+	for (unsigned i = 0; i < pull->span.nr && !err; i++) {
+		uint64_t host_off = pull->span.states[i].host_off;
+		for (unsigned sc = 0, end; !err && (sc = next_run(pull->to_write[i], sc, &end)) < QCOW2_SUBCLUSTERS; sc = end) {
+			struct share_run next = {place(head, pull, i, sc), host_off + ((uint64_t)sc << head->header.geo.subcluster_bits),
+						 (uint64_t)(end - sc) << head->header.geo.subcluster_bits};
+			if (run.guest_off + run.len == next.guest_off && run.host_off + run.len == next.host_off) {
+				run.len += next.len;
+				continue;
+			}
+			err = share_run(head, e, &run);
+			run = next;
+		}
+	}
+	return err ? err : share_run(head, e, &run);
+}
+
+static int share_piece(struct head *head, struct pull *pull, uint64_t *ret_stored)
+{
+	struct extent e;
+	/* Asked again: what lies beneath may have become another view since. */
+	int err = map_pulled(head, pull->nr_layers, pull->guest_off, pull->len, &e);
+	if (!err && (!can_share(head, &e) || e.len < pull->len))
+		return SHARE_COPY;
+	if (!err)
+		err = plan_share(head, pull);
+	if (!err)
+		err = share_pulled(head, pull, &e);
+	if (err == -EOPNOTSUPP)
+		atomic_store(&head->share_block, 0);
+	if (err == -EXDEV)
+		atomic_store(&head->unshared, e.image);
+	if (err)
+		return err == -EOPNOTSUPP || err == -EXDEV ? SHARE_COPY : err;
+	for (unsigned i = 0; i < pull->span.nr; i++) {
+		pull->span.states[i].allocated |= pull->to_write[i];
+		*ret_stored += (uint64_t)__builtin_popcount(pull->to_write[i]) << head->header.geo.subcluster_bits;
+	}
+	return 0;
+}
+
+/* SHARE_COPY: PULL was to be shared, and that can't be. */
+static int pull_piece(struct head *head, struct pull *pull, bool share, uint64_t *ret_stored)
 {
 	pthread_mutex_lock(&head->lock);
 	int err = span_claim_locked(head, &pull->span, pull->guest_off, pull->len, false);
@@ -187,33 +279,12 @@ static int pull_piece(struct head *head, struct pull *pull, uint64_t *ret_stored
 	if (err || !pull->span.held)
 		return err;
 	uint64_t nr_stored = 0;
-	err = fill_piece(head, pull, &nr_stored);
+	err = (share ? share_piece : fill_piece)(head, pull, &nr_stored);
 	pthread_mutex_lock(&head->lock);
 	err = span_release_locked(head, &pull->span, err);
 	pthread_mutex_unlock(&head->lock);
 	if (!err)
 		*ret_stored += nr_stored;
-	return err;
-}
-
-/* The beginning of [GUEST_OFF, END), both whole subclusters: RET_DONE bytes. */
-static int pull_some(struct head *head, size_t nr_layers, uint64_t guest_off, uint64_t end, uint64_t *ret_done, uint64_t *ret_stored)
-{
-	struct extent e;
-	int err = map_pulled(head, nr_layers, guest_off, end - guest_off, &e);
-	if (err)
-		return err;
-	*ret_done = e.len / subcluster_size_of(head) * subcluster_size_of(head);
-	if (e.kind == EXTENT_UNALLOCATED && *ret_done)
-		return 0;
-	struct pull pull = {.nr_layers = nr_layers, .guest_off = guest_off};
-	pull.len = min_u64(span_fit(head, guest_off, end - guest_off), PIECE_MAX);
-	pull.data = malloc((size_t)pull.len);
-	if (!pull.data)
-		return -ENOMEM;
-	*ret_done = pull.len;
-	err = pull_piece(head, &pull, ret_stored);
-	free(pull.data);
 	return err;
 }
 
@@ -225,42 +296,143 @@ static void clamp(struct head *head, uint64_t *guest_off, uint64_t *end)
 	*end = min_u64(round_up(*end, size), round_up(head_virtual_size(head), size));
 }
 
+/* What is pulled at a time. */
+struct pull_piece {
+	uint64_t guest_off, len;
+	bool share;
+};
+
+struct pulling {
+	struct head *head;
+	size_t nr_layers;
+	struct pull_piece pieces[NR_PULLS];
+	size_t nr_pieces;
+	_Atomic uint64_t nr_stored;
+	atomic_int err;
+};
+
 static int begin_pull(struct head *head, size_t nr_layers, uint64_t guest_off)
 {
+	struct statvfs vfs;
 	if (atomic_load(&head->nr_pulled) == nr_layers)
 		return 0;
 	if (guest_off)
 		return -ESTALE;
 	pthread_rwlock_wrlock(&head->gate);
 	int err = head->below && nr_layers <= view_depth(head->below) ? 0 : -EINVAL;
-	if (!err)
+	if (!err) {
+		atomic_store(&head->share_block, fstatvfs(head->fd, &vfs) < 0 ? 0 : vfs.f_bsize);
+		atomic_store(&head->unshared, NULL);
 		atomic_store(&head->nr_pulled, nr_layers);
+	}
 	pthread_rwlock_unlock(&head->gate);
 	return err;
 }
 
-/* A piece at a time, so that who wants to stop all gets its turn. */
+/* The next piece at GUEST_OFF, or else bytes to go past. */
+static int next_piece(struct pulling *p, uint64_t guest_off, uint64_t end, uint64_t *ret_len)
+{
+	struct head *head = p->head;
+	uint64_t sc_size = subcluster_size_of(head);
+	struct extent e;
+	int err = map_pulled(head, p->nr_layers, guest_off, end - guest_off, &e);
+	if (err)
+		return err;
+	e.len = e.len / sc_size * sc_size;
+	*ret_len = e.len;
+	if (e.kind == EXTENT_UNALLOCATED && e.len)
+		return 0;
+	bool share = e.len && can_share(head, &e);
+	uint64_t len = share ? e.len : min_u64(end - guest_off, PULL_MAX - guest_off % PULL_MAX);
+	*ret_len = span_fit(head, guest_off, len);
+	p->pieces[p->nr_pieces++] = (struct pull_piece){guest_off, *ret_len, share};
+	return 0;
+}
+
+/* Pieces from *GUEST_OFF on, which goes on to where they end. */
+static int collect_pieces(struct pulling *p, uint64_t *guest_off, uint64_t *end)
+{
+	struct head *head = p->head;
+	pthread_rwlock_rdlock(&head->gate);
+	clamp(head, guest_off, end);
+	int err = atomic_load(&head->nr_pulled) == p->nr_layers ? 0 : -ESTALE;
+	p->nr_pieces = 0;
+	for (unsigned nr_maps = 0; !err && *guest_off < *end && p->nr_pieces < NR_PULLS && nr_maps < MAPS_MAX; nr_maps++) {
+		uint64_t len = 0;
+		err = next_piece(p, *guest_off, *end, &len);
+		*guest_off += len;
+	}
+	pthread_rwlock_unlock(&head->gate);
+	return err;
+}
+
+/* The beginning of [GUEST_OFF, END) that is copied, or all of it shared, or nothing and SHARE_COPY. */
+static int pull_some(struct pulling *p, uint64_t guest_off, uint64_t end, bool share, uint64_t *ret_len)
+{
+	struct pull pull = {.nr_layers = p->nr_layers, .guest_off = guest_off};
+	uint64_t nr_stored = 0;
+	clamp(p->head, &guest_off, &end);
+	*ret_len = pull.len = guest_off < end ? share ? end - guest_off : min_u64(end - guest_off, PULL_MAX) : 0;
+	if (atomic_load(&p->head->nr_pulled) != p->nr_layers)
+		return -ESTALE;
+	if (!pull.len)
+		return 0;
+	auto_free char *data = share ? NULL : malloc((size_t)pull.len);
+	if (!share && !data)
+		return -ENOMEM;
+	pull.data = data;
+	int err = pull_piece(p->head, &pull, share, &nr_stored);
+	if (!err)
+		atomic_fetch_add(&p->nr_stored, nr_stored);
+	return err;
+}
+
+/* Who wants to stop all gets its turn after each of them. */
+static void pull_nth(void *ctx, size_t i)
+{
+	struct pulling *p = ctx;
+	uint64_t guest_off = p->pieces[i].guest_off, end = guest_off + p->pieces[i].len, len = 0;
+	bool share = p->pieces[i].share;
+	int err = 0, none = 0;
+	do {
+		pthread_rwlock_rdlock(&p->head->gate);
+		err = atomic_load(&p->err) ? 0 : pull_some(p, guest_off, end, share, &len);
+		pthread_rwlock_unlock(&p->head->gate);
+		if (err == SHARE_COPY) {
+			share = false;
+			err = 0;
+			continue;
+		}
+		err = head_changed(p->head, err);
+		guest_off += len;
+	} while (!err && len && guest_off < end && !atomic_load(&p->err));
+	if (err)
+		atomic_compare_exchange_strong(&p->err, &none, err);
+}
+
 int head_pull(struct head *head, size_t nr_layers, uint64_t guest_off, uint64_t len, uint64_t *ret_stored)
 {
 	if (head->kind != &head_qcow2)
 		return -EOPNOTSUPP;
-	uint64_t nr_stored = 0, end = guest_off + min_u64(len, (1ull << 62) - min_u64(guest_off, 1ull << 62));
+	auto_free struct pulling *p = calloc(1, sizeof *p);
+	if (!p)
+		return -ENOMEM;
+	p->head = head;
+	p->nr_layers = nr_layers;
+	uint64_t end = guest_off + min_u64(len, (1ull << 62) - min_u64(guest_off, 1ull << 62));
 	int err = nr_layers ? begin_pull(head, nr_layers, guest_off) : 0;
-	while (!err && nr_layers && guest_off < end) {
-		uint64_t stop = end, done = 0;
-		pthread_rwlock_rdlock(&head->gate);
-		clamp(head, &guest_off, &stop);
-		err = atomic_load(&head->nr_pulled) == nr_layers ? 0 : -ESTALE;
-		if (!err && guest_off < stop)
-			err = pull_some(head, nr_layers, guest_off, stop, &done, &nr_stored);
-		pthread_rwlock_unlock(&head->gate);
-		err = head_changed(head, err);
-		if (!done)
+	for (uint64_t stop = end; !err && nr_layers && guest_off < stop; stop = end) {
+		uint64_t from = guest_off;
+		err = collect_pieces(p, &guest_off, &stop);
+		if (!err)
+			parallel_for_large(p->nr_pieces, pull_nth, p);
+		if (!err)
+			err = atomic_load(&p->err);
+		if (guest_off == from) /* the disk ends here */
 			break;
-		guest_off += done;
 	}
 	if (!err && ret_stored)
-		*ret_stored = nr_stored;
+		*ret_stored = atomic_load(&p->nr_stored);
 	return err;
 }
 
@@ -362,50 +534,58 @@ static int write_name(struct head *head, const char *name, enum image_format for
 	return err ? err : tables_barrier(head); /* B5: the layers in between aren't needed any longer once it is stable */
 }
 
-/* Whether VIEW can be what is left when the pulled layers are gone. */
-static int check_pulled(struct head *head, const struct view *view)
+/* What is to take the place of what. */
+struct rebase {
+	bool exchange; /* VIEW reads what BENEATH reads; else what it lacks was pulled */
+	const struct view *beneath;
+	struct view *view;
+	const char *name;
+	enum image_format format;
+};
+
+/* The gate is held. */
+static int check_rebase(struct head *head, const struct rebase *rebase)
 {
 	size_t nr_pulled = atomic_load(&head->nr_pulled);
+	if (rebase->exchange)
+		return head->below == rebase->beneath ? 0 : -ESTALE;
 	if (!nr_pulled)
 		return -ESTALE;
-	return (view_depth(head->below) == nr_pulled) == !view ? 0 : -EINVAL;
+	return (view_depth(head->below) == nr_pulled) == !rebase->view ? 0 : -EINVAL;
 }
 
-static int rebase_on_disk(struct head *head, const struct view *view, const char *name, enum image_format format)
+/* B1 to B5. The gate is held, so that it doesn't become another file, nor another view comes beneath it, before the name is written. */
+static int rebase_on_disk(struct head *head, const struct rebase *rebase)
 {
-	pthread_rwlock_rdlock(&head->gate);
-	int err = check_pulled(head, view);
-	pthread_rwlock_unlock(&head->gate);
+	int err = check_rebase(head, rebase);
 	if (err)
 		return err;
 	pthread_mutex_lock(&head->flush_lock);
-	/* It may have become another file meanwhile, which takes flush_lock. */
-	if (!atomic_load(&head->nr_pulled))
-		err = -ESTALE;
+	err = tables_write(head); /* B1 */
 	if (!err)
-		err = tables_write(head); /* B1 */
-	if (!err)
-		err = write_name(head, name, format);
+		err = write_name(head, rebase->name, rebase->format);
 	pthread_mutex_unlock(&head->flush_lock);
 	return err;
 }
 
-int head_rebase(struct head *head, struct view *view, const char *backing_name, enum image_format format)
+static int rebase_head(struct head *head, const struct rebase *rebase)
 {
 	if (head->kind != &head_qcow2)
 		return -EOPNOTSUPP;
-	if (!backing_name != !view)
+	if (!rebase->name != !rebase->view)
 		return -EINVAL;
-	if (backing_name && strlen(backing_name) > QCOW2_MAX_BACKING_NAME)
+	if (rebase->name && strlen(rebase->name) > QCOW2_MAX_BACKING_NAME)
 		return -ENAMETOOLONG;
-	int err = rebase_on_disk(head, view, backing_name, format);
+	pthread_rwlock_rdlock(&head->gate);
+	int err = rebase_on_disk(head, rebase);
+	pthread_rwlock_unlock(&head->gate);
 	if (err)
 		return err;
 	pthread_rwlock_wrlock(&head->gate);
-	err = check_pulled(head, view);
+	err = check_rebase(head, rebase);
 	struct view *old = err ? NULL : head->below;
 	if (!err) {
-		head->below = view_ref(view);
+		head->below = view_ref(rebase->view); /* B6 */
 		atomic_store(&head->nr_pulled, 0);
 	}
 	pthread_rwlock_unlock(&head->gate);
@@ -413,22 +593,12 @@ int head_rebase(struct head *head, struct view *view, const char *backing_name, 
 	return err;
 }
 
+int head_rebase(struct head *head, struct view *view, const char *backing_name, enum image_format format)
+{
+	return rebase_head(head, &(struct rebase){.view = view, .name = backing_name, .format = format});
+}
+
 int head_exchange_base(struct head *head, const struct view *beneath, struct view *view, const char *backing_name, enum image_format format)
 {
-	if (strlen(backing_name) > QCOW2_MAX_BACKING_NAME)
-		return -ENAMETOOLONG;
-	pthread_mutex_lock(&head->flush_lock);
-	int err = head->below == beneath ? tables_write(head) : -ESTALE; /* B1 */
-	if (!err)
-		err = write_name(head, backing_name, format);
-	pthread_mutex_unlock(&head->flush_lock);
-	if (err)
-		return err;
-	pthread_rwlock_wrlock(&head->gate);
-	struct view *old = head->below;
-	head->below = view_ref(view);
-	atomic_store(&head->nr_pulled, 0);
-	pthread_rwlock_unlock(&head->gate);
-	view_put(old);
-	return 0;
+	return rebase_head(head, &(struct rebase){.exchange = true, .beneath = beneath, .view = view, .name = backing_name, .format = format});
 }

@@ -145,6 +145,9 @@ struct head {
 	struct qcow2_header header; /* virtual_size lives below; incompatible has the dirty bit as it is on disk. All zeros in a raw head, whose subclusters so are bytes */
 	struct view *below;	    /* changed under the gate, exclusively */
 	_Atomic size_t nr_pulled; /* layers of below whose bytes become the head's own; 0: none. Changed like below */
+	/* Of a pull: the blocks of the filesystem, 0 where they aren't shared, and the last image that lies elsewhere. */
+	_Atomic uint64_t share_block;
+	const struct image *_Atomic unshared;
 	bool comparing;		    /* writes may equal what lies beneath: set by head_adopt; changed like below */
 	atomic_bool is_dirty;	    /* the dirty bit is stable on disk, and nothing is left to autoclear */
 

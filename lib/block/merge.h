@@ -36,8 +36,8 @@ int head_absorb(struct head *into, struct view *above, size_t nr_layers, uint64_
  * see head_pull. -ENAMETOOLONG. After another error the header may say either, and both are right. */
 int head_rebase(struct head *head, struct view *view, const char *backing_name, enum image_format format);
 
-/* Durably lets the header name BACKING_NAME of FORMAT, and puts VIEW, which reads the same as BENEATH (NULL: nothing lies beneath it), in its place: a
- * power cut leaves either. The caller sees to it that nobody else uses the head meanwhile. -ESTALE: something else lies beneath it. -ENAMETOOLONG. */
+/* The same without a pull: VIEW, which BACKING_NAME names, reads what BENEATH (NULL: nothing lies beneath) reads, and takes its place. A pull that was begun
+ * is forgotten; what it has pulled stays. -ESTALE: something else lies beneath the head. */
 int head_exchange_base(struct head *head, const struct view *beneath, struct view *view, const char *backing_name, enum image_format format);
 
 #endif

@@ -40,7 +40,7 @@ struct layer {
 	unsigned char *model; /* DISK_MAX bytes, zeros behind the end */
 };
 
-static char dir[200];
+static char top_dir[200], mounted[250], dir[250]; /* DIR: where the layers are */
 static int dirfd;
 static struct image_cache *cache;
 static struct layer layers[MAX_LAYERS]; /* the base first */
@@ -488,6 +488,37 @@ static void push(int d, int nr)
 	drop_layers(d + 1, c + 1);
 }
 
+/* A flat copy takes the place of all that lies beneath the last layer, while that is written to. */
+static void exchange(int d)
+{
+	struct layer *l = &layers[d], *beneath = &layers[d - 1];
+	struct layer flat = {.format = IMAGE_RAW, .size = beneath->size, .model = malloc(DISK_MAX)};
+	struct head *head = NULL;
+	struct view *below = open_view(d - 1), *view = NULL;
+	snprintf(flat.name, sizeof flat.name, "%u.raw", nr_made++);
+	memcpy(flat.model, beneath->model, DISK_MAX);
+	FILE *f = fopen(path_of(flat.name), "w");
+	CHECK(!f || fwrite(flat.model, 1, flat.size, f) != flat.size || fclose(f) != 0);
+	start_readers(0, d);
+	CHECK(head_open(dirfd, l->name, path_of(l->name), below, &head, NULL));
+	start_writers(head, l, below);
+	if (random() % 2) /* of a pull that is given up */
+		CHECK(head_pull(head, 1 + pick((uint64_t)d), 0, pick(DISK_MAX), NULL));
+	CHECK(view_open(cache, &(struct disk_source){path_of(flat.name), IMAGE_RAW, NULL}, &view, NULL));
+	CHECK(head_exchange_base(head, below, view, flat.name, IMAGE_RAW));
+	CHECK(head_exchange_base(head, below, view, flat.name, IMAGE_RAW) != -ESTALE);
+	CHECK(head_rebase(head, NULL, NULL, IMAGE_RAW) != -ESTALE);
+	stop_writers();
+	CHECK(head_close(head));
+	stop_readers();
+	view_put(below);
+	view_put(view);
+	CHECK(unlinkat(dirfd, beneath->name, 0));
+	free(beneath->model);
+	*beneath = flat;
+	drop_layers(0, d - 1);
+}
+
 static bool same_sizes(int first, int last)
 {
 	for (int i = first; i < last; i++)
@@ -503,7 +534,10 @@ static void merge_something(void)
 		int d = (int)pick((uint64_t)nr_layers), nr = 1 + (int)pick(3);
 		if (!layers[d].writable)
 			continue;
-		if (random() % 2 && d + nr < nr_layers && same_sizes(d, d + nr)) {
+		if (d && d == nr_layers - 1 && random() % 4 == 0) {
+			snprintf(when, sizeof when, "after a flat copy took the place of %d", d);
+			exchange(d);
+		} else if (random() % 2 && d + nr < nr_layers && same_sizes(d, d + nr)) {
 			snprintf(when, sizeof when, "after a push of %d into %d", nr, d);
 			push(d, nr);
 		} else if (d >= nr) {
@@ -533,26 +567,48 @@ static void do_chain(void)
 	drop_layers(0, nr_layers);
 }
 
+/* As root, where there are loop devices. */
+static bool mount_xfs(void)
+{
+	char point[250], cmd[1500];
+	snprintf(point, sizeof point, "%s/xfs", top_dir);
+	snprintf(cmd, sizeof cmd, "truncate -s 400M %s.img && mkfs.xfs -q -m reflink=1 %s.img && mkdir %s && mount -o loop %s.img %s", point, point, point, point, point);
+	if (geteuid() != 0 || system(cmd) != 0)
+		return false;
+	snprintf(mounted, sizeof mounted, "%s", point);
+	snprintf(dir, sizeof dir, "%s", point);
+	return true;
+}
+
 int main(int argc, char **argv)
 {
 	unsigned seed = argc > 1 ? (unsigned)atoi(argv[1]) : getenv("SEED") ? (unsigned)atoi(getenv("SEED")) : (unsigned)time(NULL);
 	int nr_chains = argc > 2 ? atoi(argv[2]) : 12;
 	printf("seed %u\n", seed);
 	srandom(seed);
-	snprintf(dir, sizeof dir, "%s/block_merge.XXXXXX", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
-	if (!mkdtemp(dir))
+	snprintf(top_dir, sizeof top_dir, "%s/block_merge.XXXXXX", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
+	if (!mkdtemp(top_dir))
 		return 2;
+	snprintf(dir, sizeof dir, "%s", top_dir);
 	dirfd = open(dir, O_RDONLY | O_DIRECTORY);
 	struct trust *trust = NULL;
 	CHECK(trust_new(&trust));
 	CHECK(trust_add(trust, dir, NULL));
 	CHECK(image_cache_new(trust, 0, &cache));
-	for (int i = 0; i < nr_chains; i++)
+	for (int i = 0; i < nr_chains; i++) {
+		/* The second half where extents are shared. */
+		if (i == nr_chains / 2 && mount_xfs()) {
+			close(dirfd);
+			dirfd = open(dir, O_RDONLY | O_DIRECTORY);
+		}
 		do_chain();
+	}
 	image_cache_free(cache);
 	trust_free(trust);
 	close(dirfd);
-	run("rm -r %s", dir);
+	if (*mounted)
+		run("umount %s", mounted);
+	run("rm -r %s", top_dir);
 	puts("ok");
 	return 0;
 }

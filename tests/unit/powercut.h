@@ -4,6 +4,7 @@
 #define POWERCUT_H
 
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -26,11 +27,13 @@ struct op {
 static struct op *ops;
 static size_t nr_ops;
 static bool logging;
+static pthread_mutex_t log_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void log_op(enum op_kind kind, uint64_t off, uint64_t len, const void *data)
 {
 	if (!logging)
 		return;
+	pthread_mutex_lock(&log_lock);
 	ops = realloc(ops, (nr_ops + 1) * sizeof *ops);
 	ops[nr_ops] = (struct op){kind, off, len, NULL};
 	if (data) {
@@ -38,6 +41,7 @@ static void log_op(enum op_kind kind, uint64_t off, uint64_t len, const void *da
 		memcpy(ops[nr_ops].data, data, len);
 	}
 	nr_ops++;
+	pthread_mutex_unlock(&log_lock);
 }
 
 int __real_file_write(int fd, const void *buf, size_t len, uint64_t off);
