@@ -3,7 +3,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/file.h"
@@ -77,16 +76,13 @@ static int set_names(struct cloning *c, struct vm_disk *disk, const struct vm_di
 /* A raw file, or a block device, which says how large the disk is. What is written meanwhile lies beside it, but in no directory of devices. */
 static int reserve_base(struct cloning *c, struct vm_disk *disk, const struct layer_owner *owner, uint64_t *size, char *layer, struct reason *why)
 {
-	struct stat st;
 	char *base = c->bases[c->nr_bases];
 	memcpy(base, layer, LAYER_NAME_MAX);
 	int err = full_raw_reserve(c->store, base, owner, size, why);
 	if (err)
 		return err;
 	c->nr_bases++;
-	const struct layer_place at = layer_place(c->store, base);
-	bool is_device = fstatat(at.dirfd, at.name, &st, 0) == 0 && S_ISBLK(st.st_mode);
-	layer_name_beside(layer, is_device ? "" : base, ".qcow2");
+	layer_name_beside(layer, layer_is_device(c->store, base) ? "" : base, ".qcow2");
 	return text_set(&disk->full_base, base);
 }
 

@@ -460,11 +460,11 @@ static int run(struct store *store, struct job *job, struct reason *why)
 	}
 	if (err == MERGE_AGAIN)
 		err = -EBUSY;
-	if (!err && !ended) {
-		layers_unlink_unneeded(store);
+	layers_unlink_unneeded(store);
+	if (!err && !ended)
 		merges_plan(store);
+	if (!err) /* a merge may have made another layer the one that it is about */
 		full_plan(store);
-	}
 	return err;
 }
 
@@ -508,6 +508,7 @@ static int cancelled(struct store *store, uint32_t vm_id, const char *layer, str
 		store_event(store, now->name, "%s goes on depending on what it lies over: the job that would have ended that was cancelled",
 			    path ? path : layer);
 	vm_put(now);
+	layers_unlink_unneeded(store);
 	return err == -ENOENT ? 0 : err;
 }
 

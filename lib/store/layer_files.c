@@ -26,6 +26,13 @@ int layer_check_place(const struct store *store, const char *name, struct reason
 	return reason_set(why, -ENODEV, "it lies in the pool %.*s, which isn't given: mount with -o pool=%.*s:DIR", len, name, len, name);
 }
 
+bool layer_is_device(struct store *store, const char *name)
+{
+	struct stat st;
+	const struct layer_place at = layer_place(store, name);
+	return layer_pool(store, name) && fstatat(at.dirfd, at.name, &st, 0) == 0 && S_ISBLK(st.st_mode);
+}
+
 static int complain(struct reason *why, const struct layer_place *at, int err)
 {
 	return reason_set(why, err, "%s/%s: %s", at->dir, at->name, strerror(-err));

@@ -28,6 +28,9 @@ struct pool *layer_pool(const struct store *store, const char *name);
 /* -ENODEV, with the reason: NAME lies in a pool that this mount doesn't have. */
 int layer_check_place(const struct store *store, const char *name, struct reason *why);
 
+/* Whether the layer NAME is a block device, of a pool. */
+bool layer_is_device(struct store *store, const char *name);
+
 /* Makes the overlay NAME. -EEXIST. */
 int layer_file_make_overlay(struct store *store, const char *name, const struct overlay_spec *spec, const struct layer_owner *owner, struct reason *why);
 

@@ -184,8 +184,8 @@ int layer_create(struct store *store, const struct overlay_spec *spec, const cha
 	auto_free char *backing = NULL;
 	struct overlay_spec overlay = *spec;
 	int err = 0;
-	if (!*name)
-		layer_name_beside(name, beneath ? beneath : "", ".qcow2");
+	if (!*name) /* no files are made in a directory of devices */
+		layer_name_beside(name, beneath && !layer_is_device(store, beneath) ? beneath : "", ".qcow2");
 	if (beneath && !spec->backing_name)
 		err = name_beneath(store, name, beneath, &overlay, &backing, why);
 	if (err)
@@ -305,6 +305,8 @@ static void mark_disk(void *ctx, const struct vm_disk *disk)
 {
 	const struct marking *m = ctx;
 	mark_named(m->layers, disk->layer, m->vm->id);
+	if (disk->full_base) /* it may be made already, and lie beneath nothing yet */
+		mark_chain(m->layers, disk->full_base, m->vm->id);
 	struct layer_row *row = layer_row_find_locked(m->layers, disk->layer);
 	if (row)
 		row->nr_names++;

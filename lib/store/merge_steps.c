@@ -196,6 +196,24 @@ int merge_rebase(struct merge *m, struct head *head, struct open_head *oh, struc
 
 /* --- another base ---------------------------------------------------------------------------------------------------- */
 
+static void note_goal(void *ctx, const struct vm_disk *disk)
+{
+	const char **base = ctx;
+	if (*base && disk->full_base && strcmp(disk->full_base, *base) == 0)
+		*base = NULL;
+}
+
+/* Whether the new base is still what a disk shall become: else it may be about to go. */
+static bool is_wanted(const struct merge *m)
+{
+	const char *base = m->run.below;
+	struct vm *vm = table_current(m->store, m->entry);
+	if (vm)
+		vm_each_layer(vm, note_goal, &base);
+	vm_put(vm);
+	return !base;
+}
+
 int merge_exchange(struct merge *m, struct head *head, struct open_head *oh, struct reason *why)
 {
 	struct store *store = m->store;
@@ -203,7 +221,7 @@ int merge_exchange(struct merge *m, struct head *head, struct open_head *oh, str
 	auto_free char *name = NULL;
 	const struct disk_source source = {path, layer_format(m->run.below), NULL};
 	struct view *view = NULL, *beneath = head_below(head);
-	int err = path ? layer_backing_name(store, m->run.names[0], path, &name, why) : -ENOMEM;
+	int err = !is_wanted(m) ? -ECANCELED : path ? layer_backing_name(store, m->run.names[0], path, &name, why) : -ENOMEM;
 	if (!err)
 		err = layers_open_view(store, &source, &view, why);
 	if (!err && oh)
@@ -227,8 +245,11 @@ int merge_exchange(struct merge *m, struct head *head, struct open_head *oh, str
 int merge_exchange_base(struct merge *m, struct reason *why)
 {
 	int err = merge_open_dest(m, why);
-	if (!err)
+	if (!err) {
+		pthread_mutex_lock(&m->entry->change);
 		err = merge_exchange(m, m->dest, NULL, why);
+		pthread_mutex_unlock(&m->entry->change);
+	}
 	int close_err = merge_close_dest(m);
 	return err ? err : close_err;
 }

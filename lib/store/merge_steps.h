@@ -55,7 +55,7 @@ int merge_look_like(int dirfd, const char *name, const struct stat *st);
 int merge_exchange_base(struct merge *m, struct reason *why);
 int merge_exchange_head_base(struct merge *m, struct reason *why);
 
-/* The same for an open HEAD; OH as in merge_rebase(). */
+/* The same for an open HEAD; OH as in merge_rebase(). The VM's change lock is held. -ECANCELED: no disk shall become run.below any more. */
 int merge_exchange(struct merge *m, struct head *head, struct open_head *oh, struct reason *why);
 
 /* merge_head.c: the top of the run is a VM's disk now. */

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/file.h"
@@ -84,6 +85,12 @@ static enum image_format format_of(struct store *store, const struct vm_disk *di
 	return format;
 }
 
+static bool is_device(const struct vm_disk *disk)
+{
+	struct stat st;
+	return disk->layer && disk->format == IMAGE_RAW && stat(disk->path, &st) == 0 && S_ISBLK(st.st_mode);
+}
+
 /* How the domain XML names a disk: a pending one by its file in the mount, which is the only place where it is whole. */
 static int disk_file(struct store *store, const struct vm *vm, const struct vm_disk *disk, const char *mount_dir, struct domain_disk_file *file,
 		     char **ret_path)
@@ -98,6 +105,7 @@ static int disk_file(struct store *store, const struct vm *vm, const struct vm_d
 		.target = disk->target,
 		.path = *ret_path,
 		.format = image_format_name(in_mount ? IMAGE_RAW : format_of(store, disk)),
+		.is_block = !in_mount && is_device(disk),
 	};
 	return 0;
 }

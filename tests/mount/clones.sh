@@ -145,6 +145,27 @@ for kind in external internal mixed compressed head; do
 	done
 done
 
+say "snapshots of a device, and of a raw file"
+clone external onlv "format=raw mode=full pool=dev volume=lv0"
+clone external onfile "format=raw mode=full pool=xfs"
+wait_until 60 jobs_done mnt
+cp --sparse=always want/external changed.img
+for name in onlv onfile; do
+	mkdir "mnt/clones/$name/snapshots/one"
+	printf changed | dd of="mnt/clones/$name/disks/vda.img" bs=1 seek=4096 conv=notrunc status=none
+	[ "$(dd if="mnt/clones/$name/disks/vda.img" bs=1 skip=4096 count=7 status=none)" = changed ] || fail "$name: what was written isn't there"
+	cmp -n ${size}M "mnt/clones/$name/snapshots/one/disks/vda.img" want/external || fail "$name: its snapshot changed"
+done
+lists dev lv0 lv1
+echo one >mnt/clones/onfile/actions/restore
+cmp -n ${size}M mnt/clones/onfile/disks/vda.img want/external || fail "it isn't what it was gone back to"
+for name in onlv onfile; do
+	rmdir mnt/clones/$name/snapshots/*
+	wait_until 60 jobs_done mnt
+	rm -r "mnt/clones/$name"
+done
+[ -z "$(ls xfs)" ] || fail "left in xfs: $(ls xfs)"
+
 say "and those that can't be"
 for words in "mode=thin format=raw" "mode=thin allocation=full" "mode=thin pool=dev volume=lv0" "capacity=1M" "pool=same volume=x.raw format=qcow2"; do
 	refused EINVAL clone external refused "$words"
