@@ -38,6 +38,7 @@
 #define NR_WORLDS     4
 #define WAIT_SECONDS  60
 #define FUSE_MAGIC    0x65735546
+#define POOL	      "p"
 
 /* --- the model --------------------------------------------------------------------------------------------------------- */
 
@@ -88,6 +89,7 @@ static unsigned nr_named, nr_ids;
 /* --- the run ------------------------------------------------------------------------------------------------------------ */
 
 static const char *vmsnapfs, *source, *mnt;
+static char pool_dir[4096]; /* SOURCE.pool */
 static unsigned long seed;
 static pid_t daemon_pid;
 static char history[NR_HISTORY][400];
@@ -102,8 +104,8 @@ static int head_fds[NR_VMS][NR_SLOTS];
 static unsigned long counts[16];
 static const char *const count_names[] = {"writes",  "snapshots", "deletions", "renames", "restores", "previews", "commits",
                                           "undos",   "clones",	  "removals",  "remounts", "kills",   "kills in an operation",
-                                          "refusals", NULL};
-enum count { WRITES, SNAPSHOTS, DELETIONS, RENAMES, RESTORES, PREVIEWS, COMMITS, UNDOS, CLONES, REMOVALS, REMOUNTS, KILLS, KILLS_IN, REFUSALS };
+                                          "refusals", "flattens", NULL};
+enum count { WRITES, SNAPSHOTS, DELETIONS, RENAMES, RESTORES, PREVIEWS, COMMITS, UNDOS, CLONES, REMOVALS, REMOUNTS, KILLS, KILLS_IN, REFUSALS, FLATTENS };
 
 static void fail(const char *format, ...) __attribute__((format(printf, 1, 2), noreturn));
 static void fail(const char *format, ...)
@@ -315,7 +317,7 @@ static void start(void)
 
 		dup2(log, 1);
 		dup2(log, 2);
-		execl(vmsnapfs, vmsnapfs, "-f", source, mnt, (char *)NULL);
+		execl(vmsnapfs, vmsnapfs, "-f", "-o", text("pool=%s:%s", POOL, pool_dir), source, mnt, (char *)NULL);
 		_exit(127);
 	}
 	while (!is_alive()) {
@@ -703,7 +705,7 @@ static void check_world(bool was_killed)
 /* --- the store, while it isn't mounted ------------------------------------------------------------------------------------------ */
 
 struct layer {
-	char name[300];
+	char name[300], path[4096];
 	char backing[300];
 	unsigned nr_children;
 	bool is_named, is_reached;
@@ -729,21 +731,42 @@ static uint64_t big_endian(const unsigned char *bytes, unsigned nr)
 	return value;
 }
 
-static void read_backing(const char *path, char *ret, size_t size)
+static bool is_qcow2(const char *path)
+{
+	const char *dot = strrchr(path, '.');
+
+	return dot && !strcmp(dot, ".qcow2");
+}
+
+/* As it is called in descriptions: "UUID.qcow2" in the store, "POOL/FILE". "": the file PATH of DIR names nothing. */
+static void read_backing(const char *dir, const char *path, char *ret, size_t size)
 {
 	unsigned char header[20];
+	char name[1024], *real;
 	int fd = open(path, O_RDONLY | O_CLOEXEC);
 	off_t off;
 	size_t len;
 
+	*ret = '\0';
 	if (fd < 0 || pread(fd, header, sizeof header, 0) != sizeof header)
 		fail("%s can't be read", path);
 	off = (off_t)big_endian(header + 8, 8);
-	len = off ? (size_t)big_endian(header + 16, 4) : 0;
-	if (len >= size || pread(fd, ret, len, off) != (ssize_t)len)
+	len = off && is_qcow2(path) ? (size_t)big_endian(header + 16, 4) : 0;
+	if (len >= sizeof name || pread(fd, name, len, off) != (ssize_t)len)
 		fail("%s: its backing name can't be read", path);
-	ret[len] = '\0';
+	name[len] = '\0';
 	close(fd);
+	if (!len)
+		return;
+	real = realpath(*name == '/' ? name : text("%s/%s", dir, name), NULL);
+	if (!real)
+		fail("%s names %s, which isn't there", path, name);
+	len = strlen(pool_dir);
+	if (!strncmp(real, pool_dir, len) && real[len] == '/')
+		snprintf(ret, size, POOL "%s", real + len);
+	else
+		snprintf(ret, size, "%s", strrchr(real, '/') + 1);
+	free(real);
 }
 
 /* Whether qemu-img has looked at just this file before. */
@@ -799,11 +822,11 @@ static int see_snapshot_file(const char *path, const struct stat *st, int kind, 
 	return 0;
 }
 
-static void see_layers(const char *dir)
+/* PREFIX: what their names in descriptions begin with. */
+static void see_layers(const char *dir, const char *prefix)
 {
 	DIR *d = opendir(dir);
 
-	nr_layers = 0;
 	if (!d)
 		fail("%s: %s", dir, strerror(errno));
 	for (struct dirent *entry; (entry = readdir(d));) {
@@ -814,9 +837,10 @@ static void see_layers(const char *dir)
 		if (nr_layers++ == sizeof layers / sizeof *layers)
 			fail("%s has too many layers", dir);
 		memset(layer, 0, sizeof *layer);
-		snprintf(layer->name, sizeof layer->name, "%s", entry->d_name);
-		layer->is_named = strstr(descriptions, entry->d_name);
-		read_backing(text("%s/%s", dir, entry->d_name), layer->backing, sizeof layer->backing);
+		snprintf(layer->name, sizeof layer->name, "%s%s", prefix, entry->d_name);
+		snprintf(layer->path, sizeof layer->path, "%s/%s", dir, entry->d_name);
+		layer->is_named = strstr(descriptions, text("layer='%s'", layer->name));
+		read_backing(dir, layer->path, layer->backing, sizeof layer->backing);
 	}
 	closedir(d);
 }
@@ -839,7 +863,9 @@ static void check_store(void)
 	if (nftw(text("%s/.vmsnapfs/vms", source), see_file, 16, FTW_PHYS) ||
 	    nftw(text("%s/.vmsnapfs/vms", source), see_snapshot_file, 16, FTW_PHYS))
 		fail("the store's VMs can't be read");
-	see_layers(dir);
+	nr_layers = 0;
+	see_layers(dir, "");
+	see_layers(pool_dir, POOL "/");
 	for (unsigned i = 0; i < nr_layers; i++) {
 		struct layer *backing = find_layer(layers[i].backing);
 
@@ -854,11 +880,12 @@ static void check_store(void)
 	for (unsigned i = 0; i < nr_layers; i++) {
 		if (!layers[i].is_reached)
 			fail("layer %s is nobody's", layers[i].name);
-		if (!layers[i].is_named && layers[i].nr_children < 2 && !was_cancelled)
+		/* A raw file stays beneath a snapshot that nothing can be written into. */
+		if (!layers[i].is_named && layers[i].nr_children < 2 && !was_cancelled && is_qcow2(layers[i].path))
 			fail("layer %s should have been merged: no snapshot names it, and it has %u children", layers[i].name,
 			     layers[i].nr_children);
-		argv[5] = text("%s/%s", dir, layers[i].name);
-		if (!was_checked(argv[5]) && run(argv))
+		argv[5] = layers[i].path;
+		if (is_qcow2(argv[5]) && !was_checked(argv[5]) && run(argv))
 			fail("qemu-img check %s: status %d", argv[5], run(argv));
 	}
 }
@@ -1563,23 +1590,47 @@ static void do_end_preview(void)
 
 /* --- VMs */
 
+static const char *const clone_options[] = {
+	"", " mode=full", " mode=full format=raw", " mode=full allocation=full", " format=raw allocation=full", " pool=" POOL, " mode=full pool=" POOL,
+	" format=raw pool=" POOL, " vda.mode=full vdb.pool=" POOL " vdb.format=raw",
+};
+#define NR_CLONE_OPTIONS (sizeof clone_options / sizeof *clone_options)
+
 static void do_clone(void)
 {
 	unsigned from, to = pick(NR_VMS);
 	struct vm *vm = pick_vm(&from);
 	struct snapshot *snapshot = pick_snapshot(vm);
 	const char *name = text("vm%u", ++nr_named);
+	unsigned option = pick(NR_CLONE_OPTIONS);
 	struct world after;
 
 	if (!snapshot || *world.vms[to].name)
 		return;
+	if (!snapshot->state.disks[0] || !snapshot->state.disks[1])
+		option = 0;
 	counts[CLONES]++;
-	ask(MKDIR, text("%s/clones/%s@%s/%s", mnt, vm->name, snapshot->name, name), NULL);
+	if (chance(50))
+		ask(MKDIR, text("%s/clones/%s@%s/%s", mnt, vm->name, snapshot->name, name), NULL);
+	else
+		ask(ACTION, path_of(vm, "actions/clone"), text("%s %s%s", reference(snapshot), name, clone_options[option]));
 	world_copy(&after, &world);
 	vm = &after.vms[to];
 	snprintf(vm->name, sizeof vm->name, "%s", name);
 	state_set(&vm->now, &snapshot->state);
 	vm->touched = true;
+	attempt(0, &after, 1);
+}
+
+static void do_flatten(void)
+{
+	unsigned v, slot = pick(NR_SLOTS);
+	struct vm *vm = pick_vm(&v);
+	struct world after;
+
+	counts[FLATTENS]++;
+	ask(ACTION, path_of(vm, "actions/flatten"), chance(50) || !vm->now.disks[slot] ? "all" : targets[slot]);
+	world_copy(&after, &world);
 	attempt(0, &after, 1);
 }
 
@@ -1708,8 +1759,8 @@ static const struct {
 	void (*run)(void);
 } operations[] = {
 	{300, do_write},  {150, do_snapshot}, {120, do_delete}, {30, do_rename},    {70, do_restore}, {60, do_preview}, {120, do_end_preview},
-	{40, do_clone},	  {20, do_remove},    {10, do_rename_vm}, {25, do_configure}, {60, do_hold},	{15, do_look},	  {4, do_cancel},
-	{12, do_kill},
+	{70, do_clone},	  {35, do_remove},    {10, do_rename_vm}, {25, do_configure}, {60, do_hold},	{15, do_look},	  {4, do_cancel},
+	{12, do_kill},	  {20, do_flatten},
 };
 
 static void do_step(void)
@@ -1761,6 +1812,8 @@ int main(int argc, char **argv)
 	vmsnapfs = argv[1];
 	source = argv[2];
 	mnt = argv[3];
+	if (snprintf(pool_dir, sizeof pool_dir, "%s.pool", source) >= (int)sizeof pool_dir || (mkdir(pool_dir, 0755) < 0 && errno != EEXIST))
+		fail("%s: %s", pool_dir, strerror(errno));
 	seed = strtoul(argv[4], NULL, 10);
 	nr_steps = strtoul(argv[5], NULL, 10);
 	srandom((unsigned)seed);
