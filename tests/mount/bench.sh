@@ -5,7 +5,7 @@
 need qemu-img qemu-storage-daemon fio python3
 
 "$TOP/scripts/bench" --no-build --quick --pairs 1 --depths "1 8" --vmsnapfs "$VMSNAPFS" --dir "$PWD/kept" --tmpfs "$PWD" \
-	--json bench.json --svg bench.svg open clone snapshot
+	--json bench.json --svg bench.svg open clone snapshot full
 
 python3 - <<'PY'
 import json
@@ -15,6 +15,10 @@ for line in "open", "start", "clone":
     for depth in 1, 8:
         for system in "us", "qemu":
             assert measured[line, depth][system]["median"] > 0, (line, depth, system)
+for kind in "qcow2", "raw":
+    for depth in 1, 64:
+        for system in "us", "qemu":
+            assert measured["full-" + kind, depth][system]["median"] > 0, (kind, depth, system)
 for depth in 10, 50:
     for system in "us", "internal", "external":
         assert measured["snapshot", depth][system]["median"] > 0, (depth, system)
