@@ -211,7 +211,7 @@ int disk_rename(struct store *store, struct vm *vm, const char *old_name, const 
 	err = rename_locked(store, entry, now, old_name, new_name, why);
 	if (!err && now->place == PLACE_POOLS) {
 		layers_unlink_unneeded(store); /* what was replaced has the file's name */
-		pool_volume_rename_file(store, entry, new_name);
+		pool_volume_rename_file(store, entry, new_name, NULL);
 	}
 	managed_end(entry, now);
 	if (!err)

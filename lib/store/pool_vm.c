@@ -46,13 +46,22 @@ static int make_vm(struct store *store, const struct pool *pool, struct reason *
 	return err;
 }
 
+/* Files that couldn't have their volume's name yet. */
+static void rename_files(struct store *store, struct entry *entry)
+{
+	struct vm *now = table_current(store, entry);
+	for (size_t i = 0; now && i < now->nr_disks; i++)
+		if (!now->disks[i].found)
+			pool_volume_rename_file(store, entry, now->disks[i].file_name, NULL);
+	vm_put(now);
+}
+
 /* A rename that was interrupted left the file with its old name. */
 static void finish_renames(struct store *store, struct vm *vm)
 {
 	struct entry *entry = table_entry(store, vm->id);
 	pthread_mutex_lock(&entry->change);
-	for (size_t i = 0; i < vm->nr_disks; i++)
-		pool_volume_rename_file(store, entry, vm->disks[i].file_name);
+	rename_files(store, entry);
 	pthread_mutex_unlock(&entry->change);
 	layers_unlink_unneeded(store);
 }
@@ -197,6 +206,10 @@ static int look(struct store *store, struct pool *pool, const struct vm *now, st
 /* The caller holds the change lock. */
 static bool refresh_locked(struct store *store, struct pool *pool, struct entry *entry)
 {
+	if (store->writable) {
+		rename_files(store, entry);
+		layers_unlink_unneeded(store);
+	}
 	struct vm *now = table_current(store, entry), *next = NULL;
 	int err = now ? look(store, pool, now, &next) : -ENOENT;
 	bool changed = !err && !is_same(now, next);
@@ -257,6 +270,27 @@ static int make_raw(struct store *store, const char *layer, const struct layer_o
 	return err;
 }
 
+static int make_layer(struct store *store, char layer[LAYER_NAME_MAX], const struct layer_owner *owner, struct reason *why)
+{
+	if (layer_format(layer) == IMAGE_QCOW2)
+		return layer_create(store, &(struct overlay_spec){0}, NULL, owner, layer, why);
+	int err = layers_add_new(store, layer, NULL);
+	if (err)
+		return reason_set(why, err, "%s: %s", layer, strerror(-err));
+	err = make_raw(store, layer, owner, why);
+	if (err)
+		layers_forget(store, layer);
+	return err;
+}
+
+static bool layer_is_known(struct store *store, const char *layer)
+{
+	bool known = layers_pin(store, layer) == 0;
+	if (known)
+		layers_unpin(store, layer);
+	return known;
+}
+
 int pool_volume_make(struct store *store, const struct vm *vm, const char *file_name, const struct layer_owner *owner, char layer[LAYER_NAME_MAX],
 		     struct reason *why)
 {
@@ -268,21 +302,17 @@ int pool_volume_make(struct store *store, const struct vm *vm, const char *file_
 		return reason_set(why, -ENAMETOOLONG, "the name of a volume has at most %d bytes", POOL_FILE_MAX);
 	if (!pool)
 		return reason_set(why, -ENODEV, "the pool %s isn't given: mount with -o pool=%s:DIR", vm->name, vm->name);
+	int err = -EEXIST;
+	snprintf(layer, LAYER_NAME_MAX, "%s/%s", pool->name, file_name);
 	if (can_be_file(file_name) && layer_format(file_name) == format) {
-		snprintf(layer, LAYER_NAME_MAX, "%s/%s", pool->name, file_name);
-	} else {
-		snprintf(layer, LAYER_NAME_MAX, "%s/", pool->name);
-		layer_name_new(layer + strlen(layer), ending_of(format));
+		err = make_layer(store, layer, owner, why);
+		if (err != -EEXIST || !layer_is_known(store, layer))
+			return err;
+		/* One that was removed, or replaced, and is open still: this one gets its name when that has gone. */
 	}
-	if (format == IMAGE_QCOW2)
-		return layer_create(store, &(struct overlay_spec){0}, NULL, owner, layer, why);
-	int err = layers_add_new(store, layer, NULL);
-	if (err)
-		return reason_set(why, err, "%s: %s", layer, strerror(-err));
-	err = make_raw(store, layer, owner, why);
-	if (err)
-		layers_forget(store, layer);
-	return err;
+	snprintf(layer, LAYER_NAME_MAX, "%s/", pool->name);
+	layer_name_new(layer + strlen(layer), ending_of(format));
+	return make_layer(store, layer, owner, why);
 }
 
 int pool_check_rename(const char *layer, const char *new_name, struct reason *why)
@@ -356,20 +386,20 @@ static int rename_file(struct store *store, struct entry *entry, const struct vm
 	return err;
 }
 
-void pool_volume_rename_file(struct store *store, struct entry *entry, const char *file_name)
+void pool_volume_rename_file(struct store *store, struct entry *entry, const char *file_name, struct reason *why)
 {
 	char layer[LAYER_NAME_MAX];
 	struct vm *now = table_current(store, entry);
 	const struct pool *pool = pool_of_vm(store, now);
 	const struct vm_disk *disk = pool ? vm_find_disk(now->disks, now->nr_disks, file_name) : NULL;
-	/* What a job works on keeps its name until the next start. */
+	/* What a job works on keeps its name until that is done. */
 	if (disk && !disk->found && !disk->error && !disk->full && !disk->pending_path && can_be_file(file_name) &&
 	    layer_format(file_name) == disk->format) {
 		snprintf(layer, sizeof layer, "%s/%s", pool->name, file_name);
 		int err = strcmp(layer, disk->layer) == 0 ? 0 : rename_file(store, entry, now, (size_t)(disk - now->disks), layer);
 		if (err)
-			store_event(store, NULL, "pool %s: the file of %s keeps its name %s: %s", pool->name, file_name, strchr(disk->layer, '/') + 1,
-				    strerror(-err));
+			reason_set(why, err, "pool %s: the file of %s keeps its name %s: %s", pool->name, file_name, strchr(disk->layer, '/') + 1,
+				   strerror(-err));
 	}
 	vm_put(now);
 }

@@ -25,7 +25,8 @@ int pool_volume_make(struct store *store, const struct vm *vm, const char *file_
 		     struct reason *why);
 /* -EXDEV: a volume whose layer is LAYER can't be called NEW_NAME, whose ending says another format: mv(1) copies it then. */
 int pool_check_rename(const char *layer, const char *new_name, struct reason *why);
-/* Lets the file of volume FILE_NAME be called so in the pool's directory, where that is possible. The caller holds the change lock. */
-void pool_volume_rename_file(struct store *store, struct entry *entry, const char *file_name);
+/* Lets the file of volume FILE_NAME be called so in the pool's directory, where that is possible; else WHY says why not (what is open still has the name, say),
+ * and each look at the directory tries again. The caller holds the change lock, and sweeps the layers afterwards. */
+void pool_volume_rename_file(struct store *store, struct entry *entry, const char *file_name, struct reason *why);
 
 #endif

@@ -139,6 +139,21 @@ refused EINVAL touch "mnt/pools/fast/two
 lines.raw"
 refused ENAMETOOLONG touch "mnt/pools/fast/$(printf 'x%.0s' {1..230}).img"
 
+say "a name is free at once, whoever has the old file open"
+cp $snap/web/disks/vda.img mnt/pools/fast/reused.img
+exec 7<mnt/pools/fast/reused.img
+rm mnt/pools/fast/reused.img
+cp $snap/base/disks/vda.img mnt/pools/fast/reused.img
+same want/base.img mnt/pools/fast/reused.img
+exec 7<&-
+has_its_name() { # looking is what makes it so
+	ls mnt/pools/fast >/dev/null
+	cmp -s want/base.img fast/reused.img
+}
+wait_until 10 has_its_name || fail "the file doesn't get its name: $(ls fast)"
+rm mnt/pools/fast/reused.img
+[ ! -e fast/reused.img ] || fail "reused.img is still there"
+
 say "somebody else's file that takes the name of ours is theirs"
 cp $snap/web/disks/vda.img mnt/pools/fast/taken.img
 cp want/base.img fast/tmp && mv fast/tmp fast/taken.img
