@@ -345,6 +345,7 @@ const struct head_kind head_qcow2 = {
 	.write = overlay_write,
 	.zero = overlay_zero,
 	.map = overlay_map,
+	.preallocate = overlay_preallocate,
 	.write_growing = overlay_write_growing,
 	.resize = overlay_resize,
 	.write_back = tables_write,

@@ -64,8 +64,9 @@ int head_close(struct head *head);
  * device keeps its size: -ENOSPC beyond it, -EOPNOTSUPP for less; -EBUSY where the system uses it. A symbolic link is followed to a device alone. */
 int head_open_raw(int dirfd, const char *name, const char *path, struct head **ret, struct reason *why);
 
-/* Of an overlay without a backing file: gives every cluster of [GUEST_OFF, +LEN) its place in the file, and the file its space; what isn't written
- * yet goes on reading as zeros (qcow2: allocated clusters with the zero flag). While others read and write it. */
+/* Of a raw head, or an overlay without a backing file (else -EINVAL): gives every cluster of [GUEST_OFF, +LEN) its place in the file, and the file its space; what isn't
+ * written yet goes on reading as zeros (qcow2: allocated clusters with the zero flag). While others read and write it. Space that is shared with another
+ * file becomes its own. A discard gives space back, as ever. -ENOSPC, -EOPNOTSUPP (a raw file on a filesystem that can't allocate without writing). */
 int head_preallocate(struct head *head, uint64_t guest_off, uint64_t len);
 
 uint64_t head_virtual_size(struct head *head);

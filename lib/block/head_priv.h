@@ -5,6 +5,7 @@
  * A guest cluster has, in its L2 entry, a host cluster or none, and for each subcluster one of three states: A allocated
  * (bytes in the host cluster), Z zero, U unallocated (read from the view beneath). Transitions:
  *   U,Z -> A  write        A,U -> Z  discard        A,Z -> U  share (the bytes equal what lies beneath)
+ *   U -> Z  preallocation, of all subclusters of a cluster that gets its host cluster by that (nothing lies beneath: both read as zeros)
  * A host cluster, once given to a guest cluster, stays with it until the disk is cut off before it; punched space is a hole in the
  * host file. So a host cluster is never handed out twice between two openings, and nothing is ever moved.
  *
@@ -23,6 +24,9 @@
  *  W2  host clusters allocated, in memory
  *  W3  data written; partly covered subclusters filled up from beneath
  *  W4  L2 entries changed, in memory
+ * The steps of a preallocation, for a span of clusters that had none, or lack space
+ *  P1  dirty bit (as W1)   P2  host clusters allocated, in memory   P3  the file's space allocated, what is shared with other files made its own
+ *  P4  L2 entries changed to Z, in memory. What a host cluster holds where it is Z doesn't matter: it may have been another's once
  * The steps of a flush; one that began after a write was done serves all who wait to have that write stable
  *  F1  the changed table pages are copied, in memory; L2 pages of tables that no L1 entry on disk names are written: nobody
  *      can see them yet
@@ -124,6 +128,8 @@ struct head_kind {
 	int (*zero)(struct head *head, uint64_t guest_off, uint64_t len, enum zero_mode mode);
 	/* The first extent of the file alone. */
 	int (*map)(struct head *head, uint64_t guest_off, uint64_t len, struct extent *ret);
+	/* The beginning of the range: RET_LEN bytes of it, if it's not an error. */
+	int (*preallocate)(struct head *head, uint64_t guest_off, uint64_t len, uint64_t *ret_len);
 	/* The gate is held exclusively. WRITE_GROWING ends behind the disk's end. */
 	int (*write_growing)(struct head *head, const void *buf, size_t len, uint64_t guest_off);
 	int (*resize)(struct head *head, uint64_t virtual_size);
@@ -277,6 +283,11 @@ int head_changed(struct head *head, int err);
 /* --- head_zero.c: the gate is held ------------------------------------------------------------------------------------- */
 
 int overlay_zero(struct head *head, uint64_t guest_off, uint64_t len, enum zero_mode mode);
+
+/* --- head_prealloc.c: the gate is held ------------------------------------------------------------------------------------ */
+
+int overlay_preallocate(struct head *head, uint64_t guest_off, uint64_t len, uint64_t *ret_len);
+int raw_preallocate(struct head *head, uint64_t guest_off, uint64_t len, uint64_t *ret_len);
 
 /* --- head_size.c --------------------------------------------------------------------------------------------------------- */
 

@@ -102,6 +102,7 @@ const struct head_kind head_raw = {
 	.write = raw_write,
 	.zero = raw_head_zero,
 	.map = raw_head_map,
+	.preallocate = raw_preallocate,
 	.write_growing = raw_write_growing,
 	.resize = raw_resize,
 	.write_back = raw_write_back,

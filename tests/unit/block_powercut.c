@@ -1,8 +1,8 @@
 /* A head on a disk that loses power. Every write to the file is logged; then the file is made again as a power cut at a random moment
  * could have left it: all that was stable, and of the rest any sectors in any order. It must open, pass qemu-img check,
  * and hold in each guest sector what was flushed last or something written to it later.
- * Three times: over a base; with small clusters and a disk that grows, so that its L1 table moves several times; and in a file so long
- * that the refcount table moves.
+ * First over a base; with small clusters and a disk that grows, so that its L1 table moves several times; and in a file so long
+ * that the refcount table moves. A fourth time over nothing, with space allocated in between.
  * Linked with --wrap (Makefile). block_powercut [SEED [CUTS]] */
 #include <fcntl.h>
 #include <stdio.h>
@@ -23,13 +23,14 @@
 #define WINDOW	    256u
 #define NR_WINDOWS  ((NR_SECTORS - NEAR) / WINDOW)
 #define WINDOW_STEP (4ull << 30)
-static bool growing, is_long;
+static bool growing, is_long, standalone;
 static unsigned nr_steps = NR_OPS;
 
 /* What the guest did: a sector's value is the number of the step that wrote it (0: as beneath; zeros after a discard). */
 struct guest_step {
 	unsigned first, nr; /* sectors */
-	bool zero, flush;
+	bool zero, flush; /* FLUSH: or an allocation, where not FLUSHED */
+	bool flushed;
 	size_t log_start, log_end;
 };
 static struct guest_step steps[NR_OPS];
@@ -68,6 +69,7 @@ static void do_step(struct head *head, unsigned i)
 	if (s->nr > nr_together(s->first))
 		s->nr = nr_together(s->first);
 	s->flush = random() % 6 == 0;
+	s->flushed = !standalone || random() % 2;
 	s->zero = !s->flush && random() % 5 == 0;
 	if (growing && i == nr_steps - 1) { /* whatever the others were, the L1 table grows */
 		s->first = NEAR + (NR_WINDOWS - 1) * WINDOW;
@@ -77,7 +79,7 @@ static void do_step(struct head *head, unsigned i)
 	static unsigned char buf[400 * SECTOR];
 	for (unsigned k = 0; k < s->nr; k++)
 		stamp(buf + k * SECTOR, i + 1);
-	int err = s->flush  ? head_flush(head)
+	int err = s->flush  ? s->flushed ? head_flush(head) : head_preallocate(head, offset_of(s->first), random() % 3 ? (uint64_t)s->nr * SECTOR : UINT64_MAX)
 		  : s->zero ? head_discard(head, offset_of(s->first), (uint64_t)s->nr * SECTOR)
 			    : head_write(head, buf, s->nr * SECTOR, offset_of(s->first));
 	if (err)
@@ -91,7 +93,7 @@ static bool allowed(unsigned sector, const unsigned char *bytes, size_t cut)
 	unsigned char want[SECTOR];
 	unsigned settled = 0; /* steps before this one were flushed */
 	for (unsigned i = 0; i < nr_steps; i++)
-		if (steps[i].flush && steps[i].log_end <= cut)
+		if (steps[i].flush && steps[i].flushed && steps[i].log_end <= cut)
 			settled = i;
 	bool found_settled = false;
 	for (unsigned n = nr_steps; n-- > 0;) {
@@ -106,7 +108,7 @@ static bool allowed(unsigned sector, const unsigned char *bytes, size_t cut)
 			break;
 		}
 	}
-	memset(want, is_far(sector) ? 0 : 0xee, SECTOR);
+	memset(want, is_far(sector) || standalone ? 0 : 0xee, SECTOR);
 	return !found_settled && memcmp(want, bytes, SECTOR) == 0;
 }
 
@@ -138,7 +140,7 @@ static void check_cut(struct view *view, int dirfd, size_t cut)
 
 static void make_overlay(int dirfd)
 {
-	struct overlay_spec spec = {NR_SECTORS * SECTOR, "base.raw", IMAGE_RAW};
+	struct overlay_spec spec = {NR_SECTORS * SECTOR, standalone ? NULL : "base.raw", IMAGE_RAW};
 	unlinkat(dirfd, "head.qcow2", 0);
 	snprintf(cmd, sizeof cmd, "qemu-img create -q -f qcow2 -o extended_l2=on,cluster_size=16k -b base.raw -F raw %s", path);
 	if (growing ? system(cmd) != 0 : overlay_create(dirfd, "head.qcow2", &spec, 0600))
@@ -217,6 +219,10 @@ int main(int argc, char **argv)
 	is_long = true;
 	nr_steps = 12;
 	run(view, dirfd, nr_cuts / 10);
+	growing = is_long = false;
+	standalone = true;
+	nr_steps = NR_OPS;
+	run(NULL, dirfd, nr_cuts);
 	view_put(view);
 	image_cache_free(cache);
 	trust_free(trust);

@@ -62,7 +62,10 @@ int __real_fallocate64(int fd, int mode, off_t off, off_t len);
 int __wrap_fallocate64(int fd, int mode, off_t off, off_t len);
 int __wrap_fallocate64(int fd, int mode, off_t off, off_t len)
 {
-	log_op(OP_PUNCH, (uint64_t)off, (uint64_t)len, NULL);
+	if (mode & FALLOC_FL_PUNCH_HOLE)
+		log_op(OP_PUNCH, (uint64_t)off, (uint64_t)len, NULL);
+	else /* the file gets space, and maybe longer */
+		log_op(OP_TRUNCATE, (uint64_t)off + (uint64_t)len, 0, NULL);
 	return __real_fallocate64(fd, mode, off, len);
 }
 int __real_ftruncate64(int fd, off_t len);
