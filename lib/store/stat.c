@@ -267,6 +267,17 @@ static int stat_disk(struct store *store, const struct vm *vm, const struct vm_s
 	return err;
 }
 
+/* The VM's description, if the disk's layer is another by now than in VM, which may be old: then the one that VM names may be gone. NULL: it isn't. */
+static struct vm *newer_description(struct store *store, const struct vm *vm, const struct vm_disk *disk)
+{
+	struct vm *now = disk->layer ? table_current(store, table_entry(store, vm->id)) : NULL;
+	const struct vm_disk *disk_now = now ? vm_disk_by_id(now->disks, now->nr_disks, disk->id) : NULL;
+	if (disk_now && disk_now->layer && strcmp(disk_now->layer, disk->layer) != 0)
+		return now;
+	vm_put(now);
+	return NULL;
+}
+
 int disk_stat(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, const struct vm_disk *disk,
 	      struct disk_stat *ret, struct reason *why)
 {
@@ -274,7 +285,12 @@ int disk_stat(struct store *store, const struct vm *vm, const struct vm_snapshot
 	if (why)
 		why->text[0] = '\0';
 	int err = stat_disk(store, vm, snapshot, disk, &key, why);
-	*ret = key.stat;
+	struct vm *now = err && !snapshot ? newer_description(store, vm, disk) : NULL;
+	if (now)
+		err = disk_stat(store, now, NULL, vm_disk_by_id(now->disks, now->nr_disks, disk->id), ret, why);
+	else
+		*ret = key.stat;
+	vm_put(now);
 	return err;
 }
 
@@ -284,11 +300,8 @@ static void add_layers(struct strbuf *b, const struct view *view)
 		strbuf_addf(b, "%s\n", image_path(view_layer(view, i)));
 }
 
-int disk_chain(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, const struct vm_disk *disk,
-	       char **ret, struct reason *why)
+static int list_chain(struct store *store, const struct vm_disk *disk, char **ret, struct reason *why)
 {
-	(void)vm;
-	(void)snapshot;
 	if (disk->error)
 		return reason_set(why, disk->error, "%s", disk->error_text ? disk->error_text : strerror(-disk->error));
 	struct strbuf b = {0};
@@ -306,5 +319,16 @@ int disk_chain(struct store *store, const struct vm *vm, const struct vm_snapsho
 	if (!err)
 		return strbuf_take(&b, ret, NULL);
 	strbuf_done(&b);
+	return err;
+}
+
+int disk_chain(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, const struct vm_disk *disk,
+	       char **ret, struct reason *why)
+{
+	int err = list_chain(store, disk, ret, why);
+	struct vm *now = err && !snapshot ? newer_description(store, vm, disk) : NULL;
+	if (now)
+		err = disk_chain(store, now, NULL, vm_disk_by_id(now->disks, now->nr_disks, disk->id), ret, why);
+	vm_put(now);
 	return err;
 }

@@ -400,6 +400,25 @@ static void check_raw_meanwhile(void)
 	free(base);
 }
 
+/* Who has a description from before the disk became the raw file sees the disk all the same. */
+static void check_raw_seen_late(void)
+{
+	struct disk_stat st = {0};
+	char *chain = NULL;
+	reopen(false);
+	make_raw("base", "raw");
+	struct vm *before = find("raw");
+	CHECK_ERR(store_start(store), 0);
+	wait_for_jobs(store);
+	check_is_raw("raw");
+	CHECK_ERR(disk_stat(store, before, NULL, before->disks, &st, &why), 0);
+	CHECK(st.virtual_size != 0);
+	CHECK_ERR(disk_chain(store, before, NULL, before->disks, &chain, &why), 0);
+	free(chain);
+	vm_put(before);
+	drop("raw");
+}
+
 /* --- killed ----------------------------------------------------------------------------------------------------------------------- */
 
 /* Of each block: what was flushed last, and what was written since, which may be there or not. */
@@ -525,6 +544,7 @@ int main(int argc, char **argv)
 	check_flatten();
 	check_raw();
 	check_raw_meanwhile();
+	check_raw_seen_late();
 	reopen(true);
 	check_killed(false);
 	check_killed(true);
