@@ -167,6 +167,8 @@ static int open_disk(struct store *store, const struct vm *vm, const struct vm_s
 			return err;
 		if (disk->found && !disk->layer)
 			return reason_set(why, -EROFS, "it wasn't made here but found in the directory of pool %s: it is only shown", vm->name);
+		if (disk->found && layer_file_exists(store, disk->layer))
+			return reason_set(why, -EBUSY, "a disk of a clone lies on this device");
 	}
 	/* A device that was found is a head for who writes to it alone: to be read it needn't be ours. */
 	if (disk->layer && !snapshot && store->writable && (writable || !disk->found))

@@ -188,6 +188,13 @@ bool layer_file_is_finished(struct store *store, const char *name)
 	return pool ? pool_has(pool, at.name) : faccessat(at.dirfd, at.name, F_OK, AT_SYMLINK_NOFOLLOW) == 0;
 }
 
+bool layer_file_exists(struct store *store, const char *name)
+{
+	struct pool *pool = layer_pool(store, name);
+	struct layer_place at = layer_place(store, name);
+	return pool ? pool_owns(pool, at.name) : faccessat(at.dirfd, at.name, F_OK, AT_SYMLINK_NOFOLLOW) == 0;
+}
+
 /* --- names ------------------------------------------------------------------------------------------------------------------ */
 
 void layer_file_unlink(struct store *store, const char *name)

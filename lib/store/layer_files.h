@@ -42,6 +42,8 @@ int layer_file_begin(struct store *store, const char *name, const struct layer_o
 int layer_file_finish(struct store *store, const char *name, struct reason *why);
 /* It isn't going to be. */
 void layer_file_cancel(struct store *store, const char *name);
+/* Whether there is a file, or a device in use, that was made as the layer NAME. */
+bool layer_file_exists(struct store *store, const char *name);
 /* Whether it has been through layer_file_finish(). */
 bool layer_file_is_finished(struct store *store, const char *name);
 
