@@ -141,13 +141,29 @@ int merge_pull(struct merge *m, struct reason *why)
 	return err ? err : merge_rebase(m, m->dest, NULL, why);
 }
 
-/* What lies below the run, and how the last layer of it names that; NAME NULL: nothing. */
+/* How the destination's header names what the header of LAST, in another directory, calls NAME. */
+static int name_from_dest(struct merge *m, const char *last, char **name, struct reason *why)
+{
+	struct store *store = m->store;
+	const char *dest = m->run.names[m->into];
+	auto_free char *real = NULL;
+	auto_free char *old_name = take_ptr(*name);
+	if (layers_share_dir(last, dest)) {
+		*name = take_ptr(old_name);
+		return 0;
+	}
+	int err = trust_resolve(store->trust, layer_place(store, last).dir, old_name, &real, why);
+	return err ? err : layer_backing_name(store, dest, real, name, why);
+}
+
+/* What lies below the run, and how the destination's header is to name that; NAME NULL: nothing. */
 static int open_below_run(struct merge *m, struct view **ret, char **ret_name, enum image_format *ret_format, struct reason *why)
 {
 	struct store *store = m->store;
 	struct image *last = NULL;
+	const char *last_name = m->run.names[m->run.nr - 1];
 	pthread_rwlock_rdlock(&store->layout);
-	int err = layer_open_image(store, m->run.names[m->run.nr - 1], &last, why);
+	int err = layer_open_image(store, last_name, &last, why);
 	if (!err) {
 		const char *name = image_backing_name(last);
 		*ret_name = name ? strdup(name) : NULL;
@@ -155,6 +171,8 @@ static int open_below_run(struct merge *m, struct view **ret, char **ret_name, e
 		err = name && !*ret_name ? -ENOMEM : view_open_backing(store->images, last, ret, why);
 		image_put(last);
 	}
+	if (!err && *ret_name)
+		err = name_from_dest(m, last_name, ret_name, why);
 	pthread_rwlock_unlock(&store->layout);
 	return err;
 }
