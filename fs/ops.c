@@ -83,6 +83,8 @@ int ops_entry(fuse_req_t req, const struct place *parent, const struct place *ch
 {
 	struct fs *fs = ops_fs(req);
 	*ret = (struct fuse_entry_param){.ino = place_ino(child), .entry_timeout = attr_entry_timeout(parent)};
+	if (child->node.kind == NODE_CLONES_OF) /* another snapshot may have the name next */
+		ret->entry_timeout = 0;
 	return attr_load(fs, child, NULL, ops_thread(req), &ret->attr, &ret->attr_timeout);
 }
 
