@@ -242,12 +242,35 @@ static int clone_heads(struct cloning *c, const struct vm *now, const struct fro
 	return 0;
 }
 
+/* Disks that others write to stay where they are. */
+static int leave_out_shared(struct cloning *c, const struct vm *now, struct reason *why)
+{
+	struct domain domain;
+	if (!now->config || c->is_volume)
+		return 0;
+	int err = domain_parse_text(now->config, strlen(now->config), &domain, why);
+	if (err)
+		return err;
+	for (size_t i = 0; i < domain.nr_disks; i++) {
+		int disk = domain.disks[i].shareable ? vm_disk_index(now->disks, now->nr_disks, domain.disks[i].target) : -1;
+		if (disk < 0 || c->plans[disk].spec.left_out)
+			continue;
+		store_event(c->store, c->next->name, "disk %s of %s isn't cloned: it is shared with other VMs, which write to it",
+			    now->disks[disk].file_name, now->name);
+		c->plans[disk].spec.left_out = true;
+	}
+	domain_done(&domain);
+	return 0;
+}
+
 static int freeze_and_clone(struct cloning *c, struct entry *entry, struct vm **now, struct reason *why)
 {
 	size_t nr = (*now)->nr_disks;
 	auto_free bool *chosen = mem_new_array(nr, sizeof *chosen);
 	auto_free struct frozen_disk *frozen = mem_new_array(nr, sizeof *frozen);
 	int err = chosen && frozen ? plan(c, why) : -ENOMEM;
+	if (!err)
+		err = leave_out_shared(c, *now, why);
 	for (size_t i = 0; !err && i < nr; i++)
 		chosen[i] = (*now)->disks[i].target && !(*now)->disks[i].error && !c->plans[i].spec.left_out;
 	const struct freeze_spec spec = {.chosen = chosen};
