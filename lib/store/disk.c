@@ -154,6 +154,12 @@ static int open_head_file(struct store *store, const struct vm *vm, const struct
 	return 0;
 }
 
+/* In a pool a device, or a file that another program has put in the place of ours, can be read all the same. */
+static bool is_ours(struct store *store, const struct vm_disk *disk)
+{
+	return !layer_pool(store, disk->layer) || layer_file_exists(store, disk->layer);
+}
+
 static int open_disk(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, const struct vm_disk *disk,
 		     bool writable, struct disk_file **ret, struct reason *why)
 {
@@ -170,8 +176,7 @@ static int open_disk(struct store *store, const struct vm *vm, const struct vm_s
 		if (disk->found && layer_file_exists(store, disk->layer))
 			return reason_set(why, -EBUSY, "a disk of a clone lies on this device");
 	}
-	/* A device that was found is a head for who writes to it alone: to be read it needn't be ours. */
-	if (disk->layer && !snapshot && store->writable && (writable || !disk->found))
+	if (disk->layer && !snapshot && store->writable && (writable || is_ours(store, disk)))
 		return open_head_file(store, vm, disk, writable, ret, why);
 	if (disk->pending_path)
 		return reason_set(why, -EIO, "its data isn't copied yet from %s, and the store can't be written", disk->pending_path);

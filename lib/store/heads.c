@@ -106,20 +106,27 @@ int head_relock(struct open_head *oh, struct view *view, struct reason *why)
 	return 0;
 }
 
-int head_attach(struct store *store, struct open_head *oh, const char *layer, struct view *beneath, struct reason *why)
+static int open_layer(struct store *store, const char *layer, struct view *beneath, struct head **ret, struct reason *why)
 {
 	auto_free char *path = layer_path(store, layer);
-	int err = path ? head_relock(oh, beneath, why) : -ENOMEM;
+	const struct layer_place at = layer_place(store, layer);
+	const struct pool *pool = layer_pool(store, layer);
+	int err = path ? layer_check_owner(store, layer, why) : -ENOMEM;
+	if (!err && layer_format(layer) == IMAGE_RAW)
+		err = beneath ? -EUCLEAN : head_open_raw(at.dirfd, at.name, path, ret, why);
+	else if (!err)
+		err = head_open(at.dirfd, at.name, path, beneath, ret, why);
+	if (!err && pool)
+		head_set_names(*ret, &pool->head_names);
+	return err;
+}
+
+int head_attach(struct store *store, struct open_head *oh, const char *layer, struct view *beneath, struct reason *why)
+{
+	int err = head_relock(oh, beneath, why);
 	if (err)
 		return err;
-	const struct layer_place at = layer_place(store, layer);
-	if (layer_format(layer) == IMAGE_RAW)
-		err = beneath ? -EUCLEAN : head_open_raw(at.dirfd, at.name, path, &oh->head, why);
-	else
-		err = head_open(at.dirfd, at.name, path, beneath, &oh->head, why);
-	const struct pool *pool = err ? NULL : layer_pool(store, layer);
-	if (pool)
-		head_set_names(oh->head, &pool->head_names);
+	err = open_layer(store, layer, beneath, &oh->head, why);
 	if (err) {
 		oh->lost_err = err;
 		head_relock(oh, NULL, NULL);

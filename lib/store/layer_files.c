@@ -195,6 +195,15 @@ bool layer_file_exists(struct store *store, const char *name)
 	return pool ? pool_owns(pool, at.name) : faccessat(at.dirfd, at.name, F_OK, AT_SYMLINK_NOFOLLOW) == 0;
 }
 
+int layer_check_owner(struct store *store, const char *name, struct reason *why)
+{
+	struct stat st;
+	struct layer_place at = layer_place(store, name);
+	if (!layer_pool(store, name) || layer_file_exists(store, name) || fstatat(at.dirfd, at.name, &st, 0) < 0 || S_ISBLK(st.st_mode))
+		return 0;
+	return reason_set(why, -EROFS, "%s/%s isn't the file that was made here: it is only shown", at.dir, at.name);
+}
+
 /* --- names ------------------------------------------------------------------------------------------------------------------ */
 
 void layer_file_unlink(struct store *store, const char *name)

@@ -31,6 +31,10 @@ int layer_check_place(const struct store *store, const char *name, struct reason
 /* Whether the layer NAME is a block device, of a pool. */
 bool layer_is_device(struct store *store, const char *name);
 
+/* -EROFS, with the reason: in its pool another program has put a file in the place of the layer NAME, which is never written to. A device is, whoever made its
+ * name; what isn't there at all is for who opens it to say. */
+int layer_check_owner(struct store *store, const char *name, struct reason *why);
+
 /* Makes the overlay NAME. -EEXIST. */
 int layer_file_make_overlay(struct store *store, const char *name, const struct overlay_spec *spec, const struct layer_owner *owner, struct reason *why);
 

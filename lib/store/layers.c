@@ -229,8 +229,9 @@ int layer_settle(struct store *store, const char *name, struct overlay_facts *re
 {
 	struct layer_place at = layer_place(store, name);
 	auto_free char *path = layer_path(store, name);
-	if (!path)
-		return -ENOMEM;
+	int err = path ? layer_check_owner(store, name, why) : -ENOMEM;
+	if (err)
+		return err;
 	return layer_format(name) == IMAGE_RAW ? raw_settle(at.dirfd, at.name, path, ret, why) : overlay_settle(at.dirfd, at.name, path, ret, why);
 }
 

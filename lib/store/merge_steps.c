@@ -38,7 +38,9 @@ int merge_open_dest(struct merge *m, struct reason *why)
 	struct view *below = NULL;
 	if (!path || fstatat(at.dirfd, at.name, &m->dest_st, AT_SYMLINK_NOFOLLOW) < 0)
 		return path ? -errno : -ENOMEM;
-	int err = layers_open_beneath(store, name, &below, why);
+	int err = layer_check_owner(store, name, why);
+	if (!err)
+		err = layers_open_beneath(store, name, &below, why);
 	if (err)
 		return err;
 	/* Before the first write: those who have it open must not take it for changed. */

@@ -139,6 +139,13 @@ refused EINVAL touch "mnt/pools/fast/two
 lines.raw"
 refused ENAMETOOLONG touch "mnt/pools/fast/$(printf 'x%.0s' {1..230}).img"
 
+rsync -S --ignore-times $snap/base/disks/vda.img mnt/pools/slow/rsync.qcow2
+is_whole slow/rsync.qcow2 qcow2 want/base.img
+rsync -S --ignore-times $snap/web/disks/vda.img mnt/pools/slow/rsync.qcow2
+rsync --inplace --ignore-times $snap/base/disks/vda.img mnt/pools/slow/dd.img
+rsync --inplace --ignore-times $snap/web/disks/vda.img mnt/pools/slow/dd.img
+lists slow dd.img rsync.qcow2 python.qcow2 again.img theirs.qcow2
+
 say "a name is free at once, whoever has the old file open"
 cp $snap/web/disks/vda.img mnt/pools/fast/reused.img
 exec 7<mnt/pools/fast/reused.img
@@ -157,7 +164,11 @@ rm mnt/pools/fast/reused.img
 say "somebody else's file that takes the name of ours is theirs"
 cp $snap/web/disks/vda.img mnt/pools/fast/taken.img
 cp want/base.img fast/tmp && mv fast/tmp fast/taken.img
+same want/base.img mnt/pools/fast/taken.img
+refused EROFS cp $snap/web/disks/vda.img mnt/pools/fast/taken.img
+refused EROFS truncate -s 1M mnt/pools/fast/taken.img
 rm mnt/pools/fast/taken.img
+wait_until 5 test -e mnt/pools/fast/taken.img || fail "it doesn't show as found"
 same want/base.img fast/taken.img
 rm fast/taken.img
 
