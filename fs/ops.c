@@ -30,6 +30,8 @@ static const char *why_read_only(struct fs *fs, const struct place *place)
 		return "a VM that was found is never written. Clone it (mkdir clones/VM@SNAPSHOT/NEW), or use the tool that owns it";
 	if (!store_is_writable(fs->store))
 		return "there is no store that could be written. Mount with -o store=DIR";
+	if (place_is_pool(place))
+		return "it wasn't made here but found in the pool's directory: it is only shown. Use the tool that made it";
 	return "nothing can be made or changed here. Clones go to clones/";
 }
 
@@ -40,7 +42,7 @@ static const char *why_by_error(struct fs *fs, const struct place *place, int er
 	case -EROFS:
 		return why_read_only(fs, place);
 	case -ENOSPC:
-		return "the disk that the store lies on is full. Make room and try again";
+		return place_is_pool(place) ? "the pool is full, or the device ends there" : "the disk that the store lies on is full. Make room and try again";
 	case -EBUSY:
 		return "somebody else uses it. Close it there and try again";
 	case -EEXIST:
