@@ -89,8 +89,6 @@ static int load_header(struct head *head, struct reason *why)
 {
 	uint64_t file_size = 0;
 	int err = head_open_file(head, &file_size, why);
-	if (!err && head->is_device)
-		err = reason_set(why, -EOPNOTSUPP, "%s: qcow2 in a block device isn't written to; raw is", head->path);
 	if (err)
 		return err;
 	err = qcow2_header_load(head->fd, file_size, &head->header, why);
@@ -107,6 +105,7 @@ static int load_header(struct head *head, struct reason *why)
 static int load_space(struct head *head, struct reason *why)
 {
 	int err = check_writable(&head->header, why);
+	head->space.fixed = head->is_device;
 	if (!err)
 		err = space_scan(&head->space, head->fd, &head->header, head->l1, why);
 	return err ? reason_prefix(why, err, "%s: ", head->path) : 0;
@@ -466,6 +465,8 @@ static int take_name(const struct head *head, const char *tmp)
 int head_rebuild(struct head *head, const struct overlay_spec *spec, struct view *below)
 {
 	char tmp[HEAD_TEMPORARY_MAX];
+	if (head->is_device)
+		return -EOPNOTSUPP; /* nothing can be renamed over it */
 	int err = temporary_name(head, tmp);
 	if (!err)
 		err = overlay_create(head->dirfd, tmp, spec, 0600);

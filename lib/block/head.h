@@ -23,6 +23,11 @@ struct overlay_spec {
  * to the caller to sync. */
 int overlay_create(int dirfd, const char *name, const struct overlay_spec *spec, mode_t mode);
 
+/* The same in a block device, whose bytes are lost: they needn't be zeros. The header comes last. An overlay in a device never becomes longer than it: -ENOSPC;
+ * nor another file: head_adopt is -EOPNOTSUPP, and after a truncation to nothing what lay beneath still does, hidden. Its clusters stay with the places
+ * of the disk that they were given to, whatever is discarded. -EBUSY, -ENOTBLK. */
+int overlay_create_in_device(int dirfd, const char *name, const char *path, const struct overlay_spec *spec, struct reason *why);
+
 struct overlay_facts {
 	struct stat st;
 	uint64_t virtual_size;

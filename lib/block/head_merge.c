@@ -321,7 +321,7 @@ static int begin_pull(struct head *head, size_t nr_layers, uint64_t guest_off)
 	pthread_rwlock_wrlock(&head->gate);
 	int err = head->below && nr_layers <= view_depth(head->below) ? 0 : -EINVAL;
 	if (!err) {
-		atomic_store(&head->share_block, fstatvfs(head->fd, &vfs) < 0 ? 0 : vfs.f_bsize);
+		atomic_store(&head->share_block, head->is_device || fstatvfs(head->fd, &vfs) < 0 ? 0 : vfs.f_bsize);
 		atomic_store(&head->unshared, NULL);
 		atomic_store(&head->nr_pulled, nr_layers);
 	}

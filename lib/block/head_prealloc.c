@@ -55,7 +55,7 @@ static int fill_span(struct head *head, struct span *span)
 	if (!err && wanted)
 		err = span_alloc_locked(head, span, wanted); /* P2 */
 	pthread_mutex_unlock(&head->lock);
-	if (!err)
+	if (!err && !head->is_device)
 		err = allocate_space(head, span);
 	for (unsigned i = 0; i < span->nr; i++)
 		span->states[i].zero |= wanted & 1ull << i ? ~0u : 0;

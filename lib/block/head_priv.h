@@ -84,7 +84,9 @@ struct l2_page {
 /* Which host clusters are in use, and which pages of refcounts on disk no longer say so. */
 struct space {
 	unsigned cluster_bits;
+	bool fixed;	      /* a block device: it doesn't become longer, and no cluster of it is fresh. Set before space_scan */
 	uint64_t nr_clusters; /* of the file */
+	uint64_t nr_free, nr_reserved; /* FIXED: free clusters, and how many of them are kept for refcounts, without which it couldn't be closed */
 	uint8_t *used;	      /* a bit each */
 	size_t used_cap;      /* bytes */
 	uint64_t hint;	      /* no free cluster before it */
@@ -214,7 +216,7 @@ void space_done(struct space *space);
 /* A free cluster, now in use: its byte offset. FRESH: it lies behind the file's end and so is zeros. -EFBIG: the refcount
  * table would become longer than the format allows. */
 int space_alloc(struct space *space, uint64_t *ret_host_off, bool *ret_fresh);
-/* NR clusters one behind the other, all of them fresh. */
+/* NR clusters one behind the other, all of them fresh unless the space is fixed. */
 int space_alloc_run(struct space *space, uint64_t nr, uint64_t *ret_host_off);
 /* Of a cluster that no table on disk names. */
 void space_release(struct space *space, uint64_t host_off);

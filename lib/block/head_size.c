@@ -56,7 +56,7 @@ int overlay_resize(struct head *head, uint64_t virtual_size)
 {
 	uint64_t end = head_virtual_size(head);
 	int err = make_room(head, virtual_size);
-	if (!err && !virtual_size && end) {
+	if (!err && !virtual_size && end && !head->is_device) {
 		err = head_rebuild(head, &(struct overlay_spec){0}, NULL);
 	} else if (!err && virtual_size != end) {
 		if (virtual_size < end)

@@ -26,8 +26,31 @@ static bool is_used(const struct space *space, uint64_t cluster)
 static void set_used(struct space *space, uint64_t cluster, bool used)
 {
 	uint8_t bit = (uint8_t)(1u << (cluster % 8));
+	if (used != is_used(space, cluster))
+		space->nr_free += used ? -1ull : 1;
 	space->used[cluster / 8] = (uint8_t)(used ? space->used[cluster / 8] | bit : space->used[cluster / 8] & ~bit);
 	space->stale_blocks[cluster / refs_per_block(space)] = true;
+}
+
+static uint64_t blocks_needed(const struct space *space)
+{
+	return (space->nr_clusters + refs_per_block(space) - 1) / refs_per_block(space);
+}
+
+/* Clusters of a table for twice the blocks that are needed. */
+static uint64_t longer_reftable_clusters(const struct space *space)
+{
+	uint64_t per_cluster = (1ull << space->cluster_bits) / 8;
+	uint64_t nr = 2 * blocks_needed(space) < MAX_REFBLOCKS ? 2 * blocks_needed(space) : MAX_REFBLOCKS;
+	return (nr + per_cluster - 1) / per_cluster;
+}
+
+/* What writing the refcounts of a fixed space may take. */
+static void reserve(struct space *space)
+{
+	space->nr_reserved = space->fixed && blocks_needed(space) > space->nr_refblocks ? longer_reftable_clusters(space) : 0;
+	for (uint64_t i = 0; space->fixed && i < blocks_needed(space); i++)
+		space->nr_reserved += i >= space->nr_refblocks || !be64_get(space->reftable[i]);
 }
 
 /* --- the walk at the opening -------------------------------------------------------------------------------------- */
@@ -120,11 +143,12 @@ int space_scan(struct space *space, int fd, const struct qcow2_header *header, c
 	if (end < 0)
 		return -errno;
 	space->cluster_bits = header->geo.cluster_bits;
-	space->nr_clusters = ((uint64_t)end + qcow2_cluster_size(&header->geo) - 1) >> space->cluster_bits;
+	space->nr_clusters = ((uint64_t)end + (space->fixed ? 0 : qcow2_cluster_size(&header->geo) - 1)) >> space->cluster_bits;
+	space->nr_free = space->nr_clusters;
 	space->nr_refblocks = ((uint64_t)header->reftable_clusters << space->cluster_bits) / 8;
 	bool clean = !(header->incompatible & QCOW2_INCOMPAT_DIRTY);
 	uint64_t nr_blocks = space->nr_clusters / refs_per_block(space) + 1;
-	if (nr_blocks > MAX_REFBLOCKS || (clean && space->nr_clusters > space->nr_refblocks * refs_per_block(space)))
+	if (nr_blocks > MAX_REFBLOCKS || (clean && !space->fixed && space->nr_clusters > space->nr_refblocks * refs_per_block(space)))
 		return reason_set(why, -EUCLEAN, "the file is longer than its refcount table can tell");
 	space->used_cap = (size_t)(space->nr_clusters / 8 + 1024);
 	space->used = calloc(1, space->used_cap);
@@ -137,6 +161,7 @@ int space_scan(struct space *space, int fd, const struct qcow2_header *header, c
 	/* A clean file's refcounts are exact, a dirty one's are all written anew. */
 	if (clean)
 		memset(space->stale_blocks, 0, space->stale_cap);
+	reserve(space);
 	return err;
 }
 
@@ -153,6 +178,8 @@ void space_done(struct space *space)
 /* Makes the file NR clusters longer. */
 static int extend(struct space *space, uint64_t nr)
 {
+	if (space->fixed)
+		return -ENOSPC;
 	uint64_t end = space->nr_clusters + nr, nr_blocks = end / refs_per_block(space) + 1;
 	if (nr_blocks > MAX_REFBLOCKS)
 		return -EFBIG;
@@ -163,10 +190,24 @@ static int extend(struct space *space, uint64_t nr)
 	return 0;
 }
 
+/* The first free run of a fixed space. */
+static int find_run(const struct space *space, uint64_t nr, uint64_t *ret_first)
+{
+	uint64_t len = 0;
+	for (uint64_t i = space->hint; i < space->nr_clusters; i++) {
+		len = is_used(space, i) ? 0 : len + 1;
+		if (len == nr) {
+			*ret_first = i + 1 - nr;
+			return space->nr_free >= space->nr_reserved + nr ? 0 : -ENOSPC;
+		}
+	}
+	return -ENOSPC;
+}
+
 int space_alloc_run(struct space *space, uint64_t nr, uint64_t *ret_host_off)
 {
 	uint64_t first = space->nr_clusters;
-	int err = extend(space, nr);
+	int err = space->fixed ? find_run(space, nr, &first) : extend(space, nr);
 	if (err)
 		return err;
 	for (uint64_t i = 0; i < nr; i++)
@@ -178,6 +219,8 @@ int space_alloc_run(struct space *space, uint64_t nr, uint64_t *ret_host_off)
 int space_alloc(struct space *space, uint64_t *ret_host_off, bool *ret_fresh)
 {
 	uint64_t i = space->hint;
+	if (space->fixed && space->nr_free <= space->nr_reserved)
+		return -ENOSPC;
 	while (i < space->nr_clusters && is_used(space, i))
 		i += space->used[i / 8] == 0xff ? 8 - i % 8 : 1;
 	if (i > space->nr_clusters)
@@ -202,21 +245,13 @@ void space_release(struct space *space, uint64_t host_off)
 
 /* --- writing refcounts ------------------------------------------------------------------------------------------------- */
 
-static uint64_t blocks_needed(const struct space *space)
-{
-	return (space->nr_clusters + refs_per_block(space) - 1) / refs_per_block(space);
-}
-
 /* A table for twice the blocks: it counts itself, and the blocks that it brings with it. Where it lies, or 0: the old one does. */
 static int lengthen_reftable(struct space *space, uint64_t *ret_host_off, uint64_t *ret_clusters)
 {
 	*ret_host_off = *ret_clusters = 0;
 	if (blocks_needed(space) <= space->nr_refblocks)
 		return 0;
-	uint64_t per_cluster = (1ull << space->cluster_bits) / 8;
-	uint64_t nr = 2 * blocks_needed(space) < MAX_REFBLOCKS ? 2 * blocks_needed(space) : MAX_REFBLOCKS;
-	uint64_t clusters = (nr + per_cluster - 1) / per_cluster;
-	uint64_t nr_refblocks = clusters * per_cluster;
+	uint64_t clusters = longer_reftable_clusters(space), nr_refblocks = clusters * ((1ull << space->cluster_bits) / 8);
 	int err = space_alloc_run(space, clusters, ret_host_off);
 	size_t cap = (size_t)space->nr_refblocks;
 	if (err || mem_grow(&space->reftable, &cap, (size_t)nr_refblocks, sizeof *space->reftable) < 0 ||
@@ -253,8 +288,8 @@ static int place_blocks(struct space *space)
 static int write_block(const struct space *space, int fd, uint64_t index, be16 *block)
 {
 	uint64_t nr = refs_per_block(space), first = index * nr;
-	/* Behind the file's last cluster the block is a hole, and stays one, but for the rest of a 4 KiB page. */
-	if (nr > space->nr_clusters - first)
+	/* Behind the file's last cluster the block is a hole, and stays one, but for the rest of a 4 KiB page. In a device it may hold anything. */
+	if (nr > space->nr_clusters - first && !space->fixed)
 		nr = (space->nr_clusters - first + 2047) / 2048 * 2048;
 	if (nr > refs_per_block(space))
 		nr = refs_per_block(space);
@@ -299,9 +334,11 @@ static int switch_reftable(int fd, struct qcow2_header *header, uint64_t host_of
 int space_write(struct space *space, int fd, struct qcow2_header *header)
 {
 	uint64_t new_table = 0, new_clusters = 0;
+	space->nr_reserved = 0;
 	int err = lengthen_reftable(space, &new_table, &new_clusters);
 	if (!err)
 		err = place_blocks(space);
+	reserve(space);
 	if (err)
 		return err;
 	/* After the last allocation: till the header names the new table, the old one's place must stay what it is. */

@@ -9,6 +9,7 @@
 #include "block/head_priv.h"
 #include "block/qcow2_format.h"
 #include "block/qcow2_l2.h"
+#include "block/raw.h"
 
 /* --- L1 -------------------------------------------------------------------------------------------------------------- */
 
@@ -449,7 +450,9 @@ static void release_run(struct head *head, uint64_t host_off, uint64_t nr)
 static int write_l1_at(struct head *head, uint64_t l1_offset, uint32_t l1_size)
 {
 	int err = extend_file(head);
-	if (!err) /* what follows lies behind the file's end, and is zeros */
+	if (!err && head->is_device)
+		err = raw_write_zeros(head->fd, l1_offset, (uint64_t)l1_size * 8);
+	if (!err) /* what follows is zeros: it lay behind the file's end */
 		err = file_write(head->fd, head->l1, (size_t)head->header.l1_size * 8, l1_offset);
 	if (!err)
 		err = tables_barrier(head); /* G3: the copy is stable before the header names it */
