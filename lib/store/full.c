@@ -357,6 +357,19 @@ static int pull_layer(struct store *store, struct job *job, const struct layer_o
 	return err;
 }
 
+/* Where the filesystem can't, it stays sparse. */
+static int preallocate(struct store *store, struct job *job, const struct layer_own *own, struct reason *why)
+{
+	char name[1][LAYER_NAME_MAX];
+	memcpy(name[0], own->bottom, LAYER_NAME_MAX);
+	struct merge m = {.store = store, .job = job, .entry = table_entry(store, job->vm_id)};
+	m.run = (struct layer_run){.names = name, .nr = 1, .vm_id = job->vm_id, .is_head = own->is_head};
+	int err = own->is_head ? merge_preallocate_head(&m, why) : merge_preallocate(&m, why);
+	if (err == -EOPNOTSUPP)
+		store_event(store, NULL, "%s: its filesystem can't allocate space beforehand: it stays sparse", job->disk.path);
+	return err == -EOPNOTSUPP ? 0 : err;
+}
+
 /* The raw file is made, and comes beneath the layer in the place of what it is a copy of. */
 static int base_layer(struct store *store, struct job *job, const struct finding *f, struct reason *why)
 {
@@ -369,6 +382,8 @@ static int base_layer(struct store *store, struct job *job, const struct finding
 	m.run = (struct layer_run){.names = name, .nr = 1, .vm_id = job->vm_id, .is_head = f->own.is_head};
 	memcpy(m.run.below, f->base, LAYER_NAME_MAX);
 	err = f->own.is_head ? merge_exchange_head_base(&m, why) : merge_exchange_base(&m, why);
+	if (!err)
+		full_raw_made(store, f->base);
 	layers_unpin(store, f->base);
 	if (!err && heads_reopen_beneath(store, name, 1))
 		store_event(store, NULL, "a disk over layer %s can't be opened anew: its source is kept open until the disk is closed", name[0]);
@@ -443,6 +458,8 @@ static int attempt(struct store *store, struct job *job, bool *ret_ended, struct
 		err = *finding.base ? base_layer(store, job, &finding, why) : pull_layer(store, job, &finding.own, why);
 	if (!err && *finding.base)
 		err = push_into_base(store, job, &finding, why);
+	else if (!err && finding.preallocate)
+		err = preallocate(store, job, &finding.own, why);
 	return err ? err : settle(store, job, true, why);
 }
 

@@ -22,7 +22,8 @@
 
 /* --- how far it is ------------------------------------------------------------------------------------------------------------- */
 
-/* STORE/jobs/POOL!FILE.xml or UUID.raw.xml: <fill file='DEVICE:INODE' done='BYTES'/>: all before is stable in that file. */
+/* STORE/jobs/POOL!FILE.xml or UUID.raw.xml: <fill layer='UUID.qcow2' file='DEVICE:INODE' done='BYTES'/>: all before is stable in that file, of what lies
+ * beneath that layer. It is there, and stable, before the file has a byte. */
 static bool checkpoint_name(char name[LAYER_NAME_MAX + 8], const char *base)
 {
 	snprintf(name, LAYER_NAME_MAX + 8, "%s.xml", base);
@@ -52,22 +53,39 @@ static void file_facts(int fd, char text[64])
 		snprintf(text, 64, "%" PRIu64 ":%" PRIu64, (uint64_t)st.st_dev, (uint64_t)st.st_ino);
 }
 
-/* 0 where nothing is known. */
-static uint64_t load_checkpoint(struct store *store, const char *base, int fd)
+struct checkpoint {
+	char layer[LAYER_NAME_MAX], file[64];
+	uint64_t done;
+};
+
+static bool load_checkpoint(struct store *store, const char *base, struct checkpoint *ret)
 {
-	char name[LAYER_NAME_MAX + 8], facts[64], known[64] = "";
-	uint64_t done = 0;
+	char name[LAYER_NAME_MAX + 8];
 	auto_free char *text = NULL;
 	auto_close int dirfd = open_jobs_dir(store, false);
+	*ret = (struct checkpoint){0};
 	if (dirfd < 0 || !checkpoint_name(name, base))
-		return 0;
+		return false;
 	auto_close int file = openat(dirfd, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
 	if (file < 0 || file_load(file, CHECKPOINT_MAX, &text, NULL) < 0)
-		return 0;
+		return false;
+	return sscanf(text, "<fill layer='%255[^']' file='%63[^']' done='%" SCNu64 "'/>", ret->layer, ret->file, &ret->done) == 3;
+}
+
+/* What lies beneath another layer may read otherwise. */
+static bool is_for(struct store *store, const char *base, const char *layer)
+{
+	struct checkpoint checkpoint;
+	return load_checkpoint(store, base, &checkpoint) && strcmp(checkpoint.layer, layer) == 0;
+}
+
+/* 0 where nothing is known. */
+static uint64_t done_before(struct store *store, const char *base, const char *layer, int fd)
+{
+	struct checkpoint checkpoint;
+	char facts[64];
 	file_facts(fd, facts);
-	if (sscanf(text, "<fill file='%63[^']' done='%" SCNu64 "'/>", known, &done) != 2 || strcmp(known, facts) != 0)
-		return 0;
-	return done;
+	return load_checkpoint(store, base, &checkpoint) && strcmp(checkpoint.layer, layer) == 0 && strcmp(checkpoint.file, facts) == 0 ? checkpoint.done : 0;
 }
 
 static void forget_checkpoint(struct store *store, const char *base)
@@ -80,20 +98,20 @@ static void forget_checkpoint(struct store *store, const char *base)
 
 struct checkpoints {
 	struct store *store;
-	const char *base;
+	const char *base, *layer;
 	int fd;
 };
 
-/* A failure costs nothing but time. */
+/* A failure costs nothing but time: what another layer was said to be beneath isn't taken for this one's. */
 static int save_checkpoint(void *ctx, uint64_t off)
 {
 	const struct checkpoints *c = ctx;
-	char name[LAYER_NAME_MAX + 8], facts[64], text[200];
+	char name[LAYER_NAME_MAX + 8], facts[64], text[CHECKPOINT_MAX];
 	auto_close int dirfd = open_jobs_dir(c->store, true);
 	if (dirfd < 0 || !checkpoint_name(name, c->base))
 		return 0;
 	file_facts(c->fd, facts);
-	int len = snprintf(text, sizeof text, "<fill file='%s' done='%" PRIu64 "'/>\n", facts, off);
+	int len = snprintf(text, sizeof text, "<fill layer='%s' file='%s' done='%" PRIu64 "'/>\n", c->layer, facts, off);
 	file_replace(dirfd, name, text, (size_t)len, 0600);
 	return 0;
 }
@@ -173,18 +191,17 @@ static int fill_zeros(int fd, uint64_t size, bool preallocate)
 	return 0;
 }
 
-static int fill_from(struct store *store, struct job *job, struct view *view, int fd, const char *base, uint64_t size, bool preallocate, struct reason *why)
+static int fill_from(struct checkpoints *checkpoints, struct job *job, struct view *view, uint64_t size, bool preallocate, struct reason *why)
 {
-	struct checkpoints checkpoints = {store, base, fd};
 	struct fill_spec spec = {
 		.virtual_size = size,
-		.from = load_checkpoint(store, base, fd),
+		.from = done_before(checkpoints->store, checkpoints->base, checkpoints->layer, checkpoints->fd),
 		.preallocate = preallocate,
 		.done = &job->progress.done,
 		.total = &job->progress.total,
 		.stop = &job->progress.stop,
 		.checkpoint = save_checkpoint,
-		.ctx = &checkpoints,
+		.ctx = checkpoints,
 	};
 	if (spec.from > size)
 		spec.from = 0;
@@ -192,7 +209,8 @@ static int fill_from(struct store *store, struct job *job, struct view *view, in
 	int err = view_lock(view, why);
 	if (err)
 		return err;
-	err = view_fill_raw(view, fd, &spec, why);
+	save_checkpoint(checkpoints, spec.from);
+	err = view_fill_raw(view, checkpoints->fd, &spec, why);
 	view_unlock(view);
 	return err;
 }
@@ -212,8 +230,11 @@ static int fill(struct store *store, struct job *job, const char *layer, const c
 	err = layers_open_beneath(store, layer, &view, why);
 	if (!err)
 		err = layer_file_begin(store, base, &owner, true, &fd, why);
-	if (!err)
-		err = view ? fill_from(store, job, view, fd, base, size, preallocate, why) : fill_zeros(fd, size, preallocate);
+	struct checkpoints checkpoints = {store, base, layer, fd};
+	if (!err && view)
+		err = fill_from(&checkpoints, job, view, size, preallocate, why);
+	else if (!err && !(err = fill_zeros(fd, size, preallocate)))
+		save_checkpoint(&checkpoints, size);
 	view_put(view);
 	image_put(image);
 	return err;
@@ -221,15 +242,21 @@ static int fill(struct store *store, struct job *job, const char *layer, const c
 
 int full_raw_make(struct store *store, struct job *job, const char *layer, const char *base, bool preallocate, struct reason *why)
 {
+	bool finished = layer_file_is_finished(store, base);
 	int err = 0;
-	if (!layer_file_is_finished(store, base)) {
+	if (finished && !is_for(store, base, layer)) {
+		layer_abandon(store, base);
+		finished = false;
+	}
+	if (!finished) {
 		err = fill(store, job, layer, base, preallocate, why);
 		if (!err)
 			err = layer_file_finish(store, base, why);
 	}
-	if (!err)
-		err = layers_add(store, base, NULL);
-	if (!err)
-		forget_checkpoint(store, base);
-	return err;
+	return err ? err : layers_add(store, base, NULL);
+}
+
+void full_raw_made(struct store *store, const char *base)
+{
+	forget_checkpoint(store, base);
 }

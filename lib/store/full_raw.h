@@ -17,6 +17,9 @@ void full_raw_drop(struct store *store, const char *base);
  * by a daemon that was killed, isn't done again. -ESTALE: nobody wants it any more. */
 int full_raw_make(struct store *store, struct job *job, const char *layer, const char *base, bool preallocate, struct reason *why);
 
+/* It lies beneath LAYER. */
+void full_raw_made(struct store *store, const char *base);
+
 /* At the start: forgets how far those were that nobody wants. */
 void full_raw_clear_leftovers(struct store *store);
 

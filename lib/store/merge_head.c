@@ -140,6 +140,34 @@ static int pull_into_head(struct merge *m, struct reason *why)
 	return err ? err : close_err;
 }
 
+static int preallocate_piece(void *ctx, uint64_t guest_off, uint64_t len)
+{
+	struct hold *h = ctx;
+	pthread_rwlock_rdlock(&h->oh->swap);
+	int err = is_still_top(h) ? head_preallocate(h->oh->head, guest_off, len) : MERGE_AGAIN;
+	pthread_rwlock_unlock(&h->oh->swap);
+	return err;
+}
+
+int merge_preallocate_head(struct merge *m, struct reason *why)
+{
+	struct hold h;
+	int err = hold_begin(m, &h, why);
+	if (err)
+		return err;
+	hold_unlock(&h);
+	pthread_rwlock_rdlock(&h.oh->swap);
+	bool is_top = is_still_top(&h);
+	uint64_t size = is_top ? head_virtual_size(h.oh->head) : 0;
+	pthread_rwlock_unlock(&h.oh->swap);
+	err = is_top ? merge_each_piece(m, size, preallocate_piece, &h) : MERGE_AGAIN;
+	if (!err)
+		err = flush_shared(&h);
+	pthread_mutex_lock(&h.entry->change);
+	int close_err = hold_end(&h);
+	return err ? err : close_err;
+}
+
 int merge_exchange_head_base(struct merge *m, struct reason *why)
 {
 	struct hold h;

@@ -13,6 +13,7 @@
 #include "store/store_internal.h"
 
 #define CHUNK	   (4u << 20)	 /* between two looks at `stop`; what a guest's flush may have to wait for */
+#define WHOLE_CHUNK (32u << 20) /* of a whole chain: all processors have something to do */
 #define FLUSH_EACH  (128u << 20) /* of a whole chain */
 #define ZEROS_CHUNK (1ull << 30) /* of zeros */
 
@@ -71,6 +72,16 @@ static uint64_t min_u64(uint64_t a, uint64_t b)
 	return a < b ? a : b;
 }
 
+/* Of a whole chain what was there already counts too, for it goes on where it was: its share of the disk. */
+static void add_progress(struct merge *m, uint64_t stored, uint64_t off, uint64_t size)
+{
+	struct job_progress *progress = &m->job->progress;
+	if (m->whole)
+		atomic_store(&progress->done, (uint64_t)((double)atomic_load(&progress->total) * ((double)off / (double)size)));
+	else
+		atomic_fetch_add(&progress->done, stored);
+}
+
 int merge_each(struct merge *m, struct view *view, size_t nr_layers, uint64_t size, merge_fn fn, void *ctx)
 {
 	for (uint64_t off = 0; off < size;) {
@@ -85,14 +96,13 @@ int merge_each(struct merge *m, struct view *view, size_t nr_layers, uint64_t si
 			return err;
 		uint64_t len = e.len;
 		if (e.kind != EXTENT_UNALLOCATED) {
-			len = min_u64(size - off, e.kind == EXTENT_ZERO && e.len > CHUNK ? min_u64(e.len, ZEROS_CHUNK) : CHUNK);
+			len = min_u64(size - off, e.kind == EXTENT_ZERO && e.len > CHUNK ? min_u64(e.len, ZEROS_CHUNK) : m->whole ? WHOLE_CHUNK : CHUNK);
 			err = fn(m, ctx, off, len, &stored);
 		}
 		if (err)
 			return err;
-		/* Of a whole chain what was there already counts too: it goes on where it was. */
-		atomic_fetch_add(&m->job->progress.done, !m->whole ? stored : e.kind == EXTENT_DATA || e.kind == EXTENT_COMPRESSED ? min_u64(e.len, len) : 0);
 		off += len;
+		add_progress(m, stored, off, size);
 	}
 	return 0;
 }
@@ -212,6 +222,39 @@ int merge_rebase(struct merge *m, struct head *head, struct open_head *oh, struc
 		frozen_put(take_ptr(oh->origin));
 	view_put(view);
 	return err;
+}
+
+/* --- space ------------------------------------------------------------------------------------------------------------- */
+
+int merge_each_piece(struct merge *m, uint64_t size, int (*fn)(void *ctx, uint64_t guest_off, uint64_t len), void *ctx)
+{
+	int err = 0;
+	atomic_store(&m->job->progress.done, 0);
+	atomic_store(&m->job->progress.total, size);
+	for (uint64_t off = 0, len; !err && off < size; off += len) {
+		len = min_u64(size - off, WHOLE_CHUNK);
+		if (atomic_load(&m->job->progress.stop))
+			return -ECANCELED;
+		if (m->run.is_head && atomic_load(&m->entry->nr_waiting))
+			return MERGE_AGAIN;
+		err = fn(ctx, off, len);
+		atomic_store(&m->job->progress.done, off + len);
+	}
+	return err;
+}
+
+static int preallocate_piece(void *ctx, uint64_t guest_off, uint64_t len)
+{
+	return head_preallocate(ctx, guest_off, len);
+}
+
+int merge_preallocate(struct merge *m, struct reason *why)
+{
+	int err = merge_open_dest(m, why);
+	if (!err)
+		err = merge_each_piece(m, head_virtual_size(m->dest), preallocate_piece, m->dest);
+	int close_err = merge_close_dest(m);
+	return err ? err : close_err;
 }
 
 /* --- another base ---------------------------------------------------------------------------------------------------- */

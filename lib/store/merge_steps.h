@@ -51,6 +51,13 @@ int merge_take_place(struct merge *m, const struct stat *owner, struct reason *w
 /* Gives the file NAME in DIRFD the owner, mode and time of ST. */
 int merge_look_like(int dirfd, const char *name, const struct stat *st);
 
+/* The run's only layer, which lies over nothing, gets all its space: a frozen one, and a VM's disk now. */
+int merge_preallocate(struct merge *m, struct reason *why);
+int merge_preallocate_head(struct merge *m, struct reason *why);
+
+/* Calls FN for all of SIZE bytes, piece by piece, until it fails or the job shall end. */
+int merge_each_piece(struct merge *m, uint64_t size, int (*fn)(void *ctx, uint64_t guest_off, uint64_t len), void *ctx);
+
 /* The run's only layer lies over run.below, which reads the same, in the place of what it lay over: a frozen layer, and a VM's disk now. */
 int merge_exchange_base(struct merge *m, struct reason *why);
 int merge_exchange_head_base(struct merge *m, struct reason *why);

@@ -309,6 +309,44 @@ static void check_flatten(void)
 		free(bytes[i]);
 }
 
+/* Where the mount says so: a clone, and what a copying program makes. */
+static void check_as_mounted(void)
+{
+	unsigned char *base = expected("base.raw");
+	char source[300];
+	snprintf(source, sizeof source, "%s/src", dir);
+	const struct store_config config = {.source_dir = source, .clone_full = true, .log = {keep_event, NULL}};
+	store_close(store);
+	CHECK_ERR(store_open(&config, &store, &why), 0);
+	struct vm *web = store_find(store, PLACE_VMS, "web"), *vm = NULL;
+	const struct vm_snapshot *snapshot = vm_find_snapshot(web, "base");
+	CHECK_ERR(store_clone(store, web, snapshot, "made", getuid(), getgid(), &vm, &why), 0);
+	CHECK(vm->disks[0].full);
+	vm_put(vm);
+	CHECK_ERR(store_create(store, "copied", getuid(), getgid(), &vm, &why), 0);
+	struct disk_file *from = NULL, *to = NULL;
+	CHECK_ERR(disk_open(store, web, snapshot, &snapshot->disks[0], false, &from, &why), 0);
+	CHECK_ERR(disk_create(store, vm, "vda.img", 0600, getuid(), getgid(), &to, &why), 0);
+	CHECK(disk_copy(from, 0, to, 0, DISK_SIZE, &why) == DISK_SIZE);
+	vm_put(vm);
+	vm = find("copied");
+	CHECK(vm->disks[0].full);
+	CHECK_ERR(store_start(store), 0);
+	wait_for_jobs(store);
+	CHECK_ERR(disk_close(from, &why), 0);
+	CHECK_ERR(disk_close(to, &why), 0);
+	vm_put(vm);
+	vm_put(web);
+	check_flat("made");
+	check_flat("copied");
+	check("made", NULL, base);
+	check("copied", NULL, base);
+	drop("made");
+	drop("copied");
+	reopen(true);
+	free(base);
+}
+
 /* --- raw ------------------------------------------------------------------------------------------------------------------------- */
 
 static void check_is_raw(const char *name)
@@ -542,6 +580,7 @@ int main(int argc, char **argv)
 	check_cancel();
 	check_source_gone();
 	check_flatten();
+	check_as_mounted();
 	check_raw();
 	check_raw_meanwhile();
 	check_raw_seen_late();
