@@ -427,6 +427,26 @@ static void check_raw_meanwhile(void)
 	CHECK_ERR(store_snapshot_delete(store, vm, "s", SNAPSHOT_DROP, &why), 0);
 	vm_put(vm);
 	drop("raw");
+	/* Cloned meanwhile: the layer that it was about is another's as well now. */
+	free(base);
+	base = expected("base.raw");
+	reopen(false);
+	make_raw("base", "raw");
+	write_block("raw", 3, 'c');
+	memset(base + 3 * BLOCK, 'c', BLOCK);
+	vm = find("raw");
+	struct vm *thin = NULL;
+	CHECK_ERR(store_clone(store, vm, NULL, "thin", getuid(), getgid(), &thin, &why), 0);
+	vm_put(thin);
+	vm_put(vm);
+	reopen(true);
+	wait_for_jobs(store);
+	check_is_raw("raw");
+	check("raw", NULL, base);
+	check("thin", NULL, base);
+	drop("raw");
+	check("thin", NULL, base);
+	drop("thin");
 	/* Cancelled, and removed before it was made. */
 	reopen(false);
 	make_raw("base", "raw");
