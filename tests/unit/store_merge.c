@@ -273,14 +273,27 @@ static void do_restore(struct vm_model *m)
 	vm_put(vm);
 }
 
-static void do_clone_of(struct vm_model *m, const struct state *s, struct vm_model *to)
+static void do_clone_as(struct vm_model *m, const struct state *s, struct vm_model *to, struct disk_spec all)
 {
 	struct vm *made = NULL;
 	struct vm *vm = vm_of(m);
 	snprintf(to->name, sizeof to->name, "vm-%u", ++nr_made);
-	CHECK_ERR(store_clone(store, vm, vm_find_snapshot(vm, s->name), to->name, getuid(), getgid(), &made, &why), 0);
+	const struct clone_spec spec = {.name = to->name, .uid = getuid(), .gid = getgid(), .all = all};
+	CHECK_ERR(store_clone_with(store, vm, vm_find_snapshot(vm, s->name), &spec, &made, &why), 0);
 	state_copy(&to->now, s, "");
 	vm_put(made);
+	vm_put(vm);
+}
+
+static void do_clone_of(struct vm_model *m, const struct state *s, struct vm_model *to)
+{
+	do_clone_as(m, s, to, (struct disk_spec){0});
+}
+
+static void do_flatten(const struct vm_model *m)
+{
+	struct vm *vm = vm_of(m);
+	CHECK_ERR(store_flatten(store, vm, NULL, 0, &why), 0);
 	vm_put(vm);
 }
 
@@ -288,8 +301,13 @@ static void do_clone(struct vm_model *m)
 {
 	const struct state *s = pick_snapshot(m);
 	struct vm_model *to = &vms[pick(VMS_MAX)];
+	const struct disk_spec kinds[] = {{0},
+					  {.mode = CLONE_FULL},
+					  {.mode = CLONE_FULL, .allocation = ALLOCATION_FULL},
+					  {.mode = CLONE_FULL, .format = IMAGE_RAW},
+					  {.mode = CLONE_FULL, .format = IMAGE_RAW}};
 	if (s && !*to->name)
-		do_clone_of(m, s, to);
+		do_clone_as(m, s, to, kinds[pick(sizeof kinds / sizeof *kinds)]);
 }
 
 static void do_remove_vm(struct vm_model *m)
@@ -318,7 +336,7 @@ static void cancel_jobs(void)
 		size_t len = 0;
 		*end = '\0';
 		if (store_job_text(store, p, &text, &len) == 0)
-			CHECK(strstr(text, "kind: merge"));
+			CHECK(strstr(text, "kind: merge") || strstr(text, "kind: flatten"));
 		free(text);
 		int err = store_job_cancel(store, p, &why);
 		CHECK(!err || err == -ENOENT);
@@ -373,7 +391,10 @@ static void check_with_qemu(const struct vm_disk *disk, const unsigned char *wan
 {
 	static unsigned char seen[DISK_SIZE];
 	char path[600];
-	run("qemu-img check -q %s && qemu-img convert -O raw %s %s/flat", disk->path, disk->path, dir);
+	const char *format = disk->format == IMAGE_RAW ? "raw" : "qcow2";
+	if (disk->format != IMAGE_RAW)
+		run("qemu-img check -q %s", disk->path);
+	run("qemu-img convert -f %s -O raw %s %s/flat", format, disk->path, dir);
 	snprintf(path, sizeof path, "%s/flat", dir);
 	FILE *f = fopen(path, "r");
 	CHECK(f && fread(seen, 1, DISK_SIZE, f) == DISK_SIZE);
@@ -410,7 +431,7 @@ static void reopen(void)
 static void do_step(void)
 {
 	struct vm_model *m = pick_vm();
-	switch (m ? pick(22) : 0) {
+	switch (m ? pick(24) : 0) {
 	case 0: do_create_vm(&vms[pick(VMS_MAX)]); break;
 	case 1:
 	case 2:
@@ -441,6 +462,8 @@ static void do_step(void)
 		break;
 	case 16: close_files(m); break;
 	case 17: do_preview(m); break;
+	case 18: do_flatten(m); break;
+	case 19: do_clone(m); break;
 	default: do_write(m); break;
 	}
 }
