@@ -15,6 +15,7 @@
 #include "store/vm_make.h"
 
 #define RETRY_S 30
+#define BUSY_S	1
 
 struct jobs {
 	pthread_mutex_t lock;
@@ -226,12 +227,17 @@ static void run(struct store *store, struct job *job)
 	struct reason why = {0};
 	int err = job->kind->run(store, job, &why);
 	bool ended = !err || err == -ESTALE || err == -ECANCELED;
-	if (!ended && err != job->reported_err)
+	/* A clone that is being made holds an image for a moment, too: that is worth no event, and not the whole wait. */
+	bool soon = err == -EBUSY && !job->was_busy;
+	job->was_busy = err == -EBUSY;
+	if (!ended && !soon && err != job->reported_err)
 		job->kind->report(store, job, job->reported_err = err, &why);
 	pthread_mutex_lock(&jobs->lock);
 	job->running = false;
 	if ((ended && !job->again) || job->forgotten) {
 		remove_locked(jobs, job);
+	} else if (soon) {
+		job->not_before = monotonic_now().tv_sec + BUSY_S;
 	} else if (!ended) {
 		job->err = err;
 		job->why = why;

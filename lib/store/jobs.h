@@ -52,6 +52,7 @@ struct job {
 	struct job *next;
 	char *id; /* file name in jobs/ */
 	int reported_err; /* the worker's: said in an event already */
+	bool was_busy;	  /* the worker's: the last attempt found somebody at an image */
 	/* protected by jobs->lock */
 	bool running;
 	bool forgotten;
