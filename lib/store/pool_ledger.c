@@ -125,10 +125,12 @@ static int entry_save(const struct pool *pool, const char *file, const struct po
 	return file_replace(pool->ledger_fd, file, text, len, 0600);
 }
 
-/* Needn't be stable: an entry too many does no harm. */
+/* That the files' names have gone is stable before the entry goes: without it a file that came back with a power cut would be somebody else's. The entry's own
+ * end needn't be: one too many does no harm. */
 static void entry_drop(const struct pool *pool, const char *file)
 {
-	unlinkat(pool->ledger_fd, file, 0);
+	if (dir_sync(pool->dirfd) == 0)
+		unlinkat(pool->ledger_fd, file, 0);
 }
 
 static int ledger_check(const struct pool *pool, const char *file)
