@@ -478,8 +478,8 @@ static int run(struct store *store, struct job *job, struct reason *why)
 	if (err == MERGE_AGAIN)
 		err = -EBUSY;
 	layers_unlink_unneeded(store);
-	if (!err && !ended)
-		merges_plan(store);
+	if ((!err && !ended) || err == -ECANCELED)
+		merges_plan(store); /* what was kept from being merged meanwhile */
 	if (!err) /* a merge may have made another layer the one that it is about */
 		full_plan(store);
 	return err;

@@ -183,8 +183,9 @@ static int run(struct store *store, struct job *job, struct reason *why)
 		report(store, job, err, why);
 		err = -ECANCELED;
 	}
-	if (!err)
-		merges_plan(store); /* the top may be only another's now */
+	/* The top may be only another's now; and the VM that the job was for may have gone, which is no reason to leave the others' layers. */
+	if (!err || err == -ECANCELED)
+		merges_plan(store);
 	return err;
 }
 
