@@ -58,6 +58,7 @@ for name in lv0 lv1; do
 	head -c ${device}M /dev/urandom >$name.img
 	loop=$(losetup --find --show $name.img)
 	mknod dev/$name b 7 "${loop#/dev/loop}"
+	# shellcheck disable=SC2034 # it is only held open
 	exec {fd}<"$loop"
 	losetup -d "$loop" # with the last descriptor
 done
@@ -123,10 +124,10 @@ for kind in external internal mixed compressed head; do
 	say "clones of $kind"
 	for mib in $size $larger; do
 		for pool in "" same other xfs; do
-			begin $kind $mib qcow2 thin sparse "$pool"
+			begin $kind "$mib" qcow2 thin sparse "$pool"
 			for format in qcow2 raw; do
 				for allocation in sparse full; do
-					begin $kind $mib $format full $allocation "$pool"
+					begin $kind "$mib" $format full $allocation "$pool"
 				done
 			done
 		done
@@ -141,7 +142,7 @@ for kind in external internal mixed compressed head; do
 		made=()
 	done
 	for pool in same other xfs; do
-		[ -z "$(ls -A $pool | grep -v lost+found)" ] || fail "left in $pool: $(ls -A $pool)"
+		[ -z "$(find $pool -mindepth 1 -maxdepth 1 ! -name lost+found)" ] || fail "left in $pool: $(ls -A $pool)"
 	done
 done
 
@@ -181,13 +182,13 @@ for kind in external internal compressed; do
 		read -r format mode allocation <<<"$row"
 		name=$kind-$mode-$allocation.$format
 		for pool in same xfs; do
-			printf 's mode=%s allocation=%s pool=%s <volume><name>%s</name></volume>' $mode $allocation $pool "$name" >mnt/vms/$kind/actions/clone
+			printf 's mode=%s allocation=%s pool=%s <volume><name>%s</name></volume>' "$mode" "$allocation" $pool "$name" >mnt/vms/$kind/actions/clone
 		done
 		for pool in same xfs; do same "mnt/pools/$pool/$name" "want/$kind"; done
 		wait_until 60 jobs_done mnt
 		for pool in same xfs; do
 			same "mnt/pools/$pool/$name" "want/$kind"
-			check_image "$pool/$name" $kind $size $format $mode $allocation
+			check_image "$pool/$name" $kind $size "$format" "$mode" "$allocation"
 			rm "mnt/pools/$pool/$name"
 			[ ! -e "$pool/$name" ] || fail "$pool/$name is still there"
 		done
