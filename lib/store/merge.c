@@ -84,9 +84,12 @@ static int merge_run(struct merge *m, struct reason *why)
 	int err = choose(m, why);
 	if (!err)
 		err = m->run.is_head ? merge_head(m, why) : merge_frozen(m, why);
-	if (!err)
-		let_go_of_old(m);
-	return err;
+	if (err)
+		return err;
+	/* The old names first: a file that loses its second name while it is open looks changed to who opened it. */
+	layers_unlink_unneeded(m->store);
+	let_go_of_old(m);
+	return 0;
 }
 
 /* --- planning ---------------------------------------------------------------------------------------------------------- */
