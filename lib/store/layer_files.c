@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -47,18 +48,34 @@ static void give_to(struct store *store, const struct layer_place *at, int fd, c
 
 /* --- overlays ------------------------------------------------------------------------------------------------------------ */
 
-static int make_in_pool(struct pool *pool, const struct layer_place *at, const struct overlay_spec *spec, mode_t mode, char part[POOL_PART_MAX])
+/* A link to a device is followed where any other name would be. */
+static int check_device(struct store *store, const struct layer_place *at)
 {
-	int err = pool_part_begin(pool, at->name, POOL_NEW, part);
-	if (!err && !*part) {
-		pool_part_abandon(pool, at->name);
-		err = -EEXIST; /* a block device */
-	}
-	if (!err) {
+	struct stat st;
+	auto_free char *real = NULL;
+	if (fstatat(at->dirfd, at->name, &st, 0) < 0 || !S_ISBLK(st.st_mode))
+		return 0;
+	return store->allow_devices ? trust_resolve(store->trust, at->dir, at->name, &real, NULL) : -EACCES;
+}
+
+/* PART: what is to get its name; "": it is a block device, which has it. */
+static int make_in_pool(struct store *store, struct pool *pool, const struct layer_place *at, const struct overlay_spec *spec, mode_t mode,
+			char part[POOL_PART_MAX], struct reason *why)
+{
+	int err = check_device(store, at);
+	if (!err)
+		err = pool_part_begin(pool, at->name, POOL_NEW, part);
+	if (err)
+		return err;
+	auto_free char *path = NULL;
+	if (*part)
 		err = overlay_create(at->dirfd, part, spec, mode);
-		if (err)
-			pool_part_abandon(pool, at->name);
-	}
+	else if (asprintf(&path, "%s/%s", at->dir, at->name) < 0)
+		err = -ENOMEM;
+	else
+		err = overlay_create_in_device(at->dirfd, at->name, path, spec, why);
+	if (err)
+		pool_part_abandon(pool, at->name);
 	return err;
 }
 
@@ -71,11 +88,12 @@ int layer_file_make_overlay(struct store *store, const char *name, const struct 
 	struct layer_place at = layer_place(store, name), made = at;
 	mode_t mode = (owner->mode & 0777) | 0600;
 	char part[POOL_PART_MAX];
-	err = pool ? make_in_pool(pool, &at, spec, mode, part) : overlay_create(at.dirfd, at.name, spec, mode);
+	err = pool ? make_in_pool(store, pool, &at, spec, mode, part, why) : overlay_create(at.dirfd, at.name, spec, mode);
 	if (err)
-		return complain(why, &at, err);
+		return why && *why->text ? err : complain(why, &at, err);
+	bool is_device = pool && !*part;
 	made.name = pool ? part : at.name;
-	auto_close int fd = openat(made.dirfd, made.name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+	auto_close int fd = is_device ? -1 : openat(made.dirfd, made.name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
 	if (fd >= 0)
 		give_to(store, &at, fd, owner);
 	err = pool ? pool_part_publish(pool, at.name, POOL_NEW) : 0;
@@ -100,16 +118,6 @@ static int open_part(struct store *store, const struct layer_place *at, const ch
 		return -errno;
 	give_to(store, at, fd, owner);
 	return fd;
-}
-
-/* A link to a device is followed where any other name would be. */
-static int check_device(struct store *store, const struct layer_place *at)
-{
-	struct stat st;
-	auto_free char *real = NULL;
-	if (fstatat(at->dirfd, at->name, &st, 0) < 0 || !S_ISBLK(st.st_mode))
-		return 0;
-	return store->allow_devices ? trust_resolve(store->trust, at->dir, at->name, &real, NULL) : -EACCES;
 }
 
 static int begin_in_pool(struct store *store, struct pool *pool, const struct layer_place *at, const struct layer_owner *owner, bool again)

@@ -53,7 +53,7 @@ mkfs.ext4 -q other.img
 mkfs.xfs -q -m reflink=1 xfs.img
 mount -o loop other.img other || skip "no loop device"
 mount -o loop xfs.img xfs || skip "no loop device"
-for name in lv0 lv1; do
+for name in lv0 lv1 qv0.qcow2 qv1.qcow2; do
 	truncate -s ${device}M $name.img
 	head -c ${device}M /dev/urandom >$name.img
 	loop=$(losetup --find --show $name.img)
@@ -103,6 +103,15 @@ check_clone() { # NAME KIND MIB FORMAT MODE ALLOCATION
 	same "mnt/clones/$name/disks/vda.img" wanted.img
 }
 
+# Whose size is that of the device, whatever it has allocated.
+check_in_device() { # DEVICE KIND MIB
+	cp --sparse=always "want/$2" wanted.img
+	truncate -s "$3M" wanted.img
+	qemu-img check -q -f qcow2 "$1" || fail "$1: qemu-img check"
+	[[ $(qemu-img info -f qcow2 "$1") != *"backing file"* ]] || fail "$1 has a backing file"
+	[ "$(qemu-img compare -f qcow2 -F raw "$1" wanted.img)" = "Images are identical." ] || fail "$1 differs"
+}
+
 made=()
 begin() { # KIND MIB FORMAT MODE ALLOCATION POOL [VOLUME]
 	local name=$1-$2-$3-$4-$5-${6:-store}${7:-}
@@ -138,6 +147,11 @@ for kind in external internal mixed compressed head; do
 		begin $kind $larger raw full $allocation dev lv1
 		wait_until 60 jobs_done mnt
 		for volume in lv0 lv1; do check_image dev/$volume $kind $device raw full full; done
+		begin $kind $size qcow2 full $allocation dev qv0.qcow2
+		begin $kind $larger qcow2 full $allocation dev qv1.qcow2
+		wait_until 60 jobs_done mnt
+		check_in_device dev/qv0.qcow2 $kind $size
+		check_in_device dev/qv1.qcow2 $kind $larger
 		for row in "${made[@]}"; do rm -r "mnt/clones/${row%% *}"; done
 		made=()
 	done
@@ -157,7 +171,7 @@ for name in onlv onfile; do
 	[ "$(dd if="mnt/clones/$name/disks/vda.img" bs=1 skip=4096 count=7 status=none)" = changed ] || fail "$name: what was written isn't there"
 	cmp -n ${size}M "mnt/clones/$name/snapshots/one/disks/vda.img" want/external || fail "$name: its snapshot changed"
 done
-lists dev lv0 lv1
+lists dev lv0 lv1 qv0.qcow2 qv1.qcow2
 echo one >mnt/clones/onfile/actions/restore
 cmp -n ${size}M mnt/clones/onfile/disks/vda.img want/external || fail "it isn't what it was gone back to"
 for name in onlv onfile; do
