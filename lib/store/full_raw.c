@@ -235,6 +235,8 @@ static int fill(struct store *store, struct job *job, const char *layer, const c
 		err = fill_from(&checkpoints, job, view, size, preallocate, why);
 	else if (!err && !(err = fill_zeros(fd, size, preallocate)))
 		save_checkpoint(&checkpoints, size);
+	if (!err)
+		err = layer_file_finish(store, base, fd, why);
 	view_put(view);
 	image_put(image);
 	return err;
@@ -248,11 +250,8 @@ int full_raw_make(struct store *store, struct job *job, const char *layer, const
 		layer_abandon(store, base);
 		finished = false;
 	}
-	if (!finished) {
+	if (!finished)
 		err = fill(store, job, layer, base, preallocate, why);
-		if (!err)
-			err = layer_file_finish(store, base, why);
-	}
 	return err ? err : layers_add(store, base, NULL);
 }
 

@@ -96,7 +96,7 @@ int layer_file_make_overlay(struct store *store, const char *name, const struct 
 	auto_close int fd = is_device ? -1 : openat(made.dirfd, made.name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
 	if (fd >= 0)
 		give_to(store, &at, fd, owner);
-	err = pool ? pool_part_publish(pool, at.name, POOL_NEW) : 0;
+	err = pool ? pool_part_publish(pool, at.name, POOL_NEW, -1) : 0;
 	if (err) {
 		pool_part_abandon(pool, at.name);
 		return complain(why, &at, err);
@@ -156,21 +156,26 @@ int layer_file_begin(struct store *store, const char *name, const struct layer_o
 	return 0;
 }
 
-static int finish_in_store(const struct layer_place *at)
+static int finish_in_store(const struct layer_place *at, int fd)
 {
 	char part[LAYER_TEMPORARY_MAX];
+	struct stat st, own;
 	part_name(part, at->name);
+	if (fstatat(at->dirfd, part, &st, AT_SYMLINK_NOFOLLOW) < 0 || fstat(fd, &own) < 0 || st.st_ino != own.st_ino)
+		return -ESTALE;
 	return renameat(at->dirfd, part, at->dirfd, at->name) < 0 ? -errno : 0;
 }
 
-int layer_file_finish(struct store *store, const char *name, struct reason *why)
+int layer_file_finish(struct store *store, const char *name, int fd, struct reason *why)
 {
 	int err = layer_check_place(store, name, why);
 	if (err)
 		return err;
 	struct pool *pool = layer_pool(store, name);
 	struct layer_place at = layer_place(store, name);
-	err = pool ? pool_part_publish(pool, at.name, POOL_NEW) : finish_in_store(&at);
+	err = pool ? pool_part_publish(pool, at.name, POOL_NEW, fd) : finish_in_store(&at, fd);
+	if (err == -ENOENT) /* it was cancelled */
+		err = -ESTALE;
 	if (!err)
 		err = dir_sync(at.dirfd);
 	return err ? complain(why, &at, err) : 0;
@@ -249,6 +254,6 @@ int layer_file_replace(struct store *store, const char *name, const char *tmp)
 	struct pool *pool = layer_pool(store, name);
 	struct layer_place at = layer_place(store, name);
 	if (pool)
-		return pool_part_publish(pool, at.name, POOL_REPLACE);
+		return pool_part_publish(pool, at.name, POOL_REPLACE, -1);
 	return renameat(at.dirfd, tmp, at.dirfd, at.name) < 0 ? -errno : 0;
 }

@@ -42,8 +42,9 @@ int layer_file_make_overlay(struct store *store, const char *name, const struct 
  * keeps it while a disk's full_base is NAME. -EEXIST: there is a file of that name, or one is being made. AGAIN: one that was begun earlier goes on with what
  * is in it. Where NAME is a block device that is there, it is that one: -EBUSY where it is in use, and its old bytes are in it. */
 int layer_file_begin(struct store *store, const char *name, const struct layer_owner *owner, bool again, int *ret_fd, struct reason *why);
-/* It has all its bytes, and they are stable: it gets its name, durably. -EEXIST: another program has made a file of that name. */
-int layer_file_finish(struct store *store, const char *name, struct reason *why);
+/* What FD, from layer_file_begin(), is has all its bytes, and they are stable: it gets its name, durably. -EEXIST: another program has made a file of that
+ * name. -ESTALE: it was cancelled; what has the temporary name now, if anything, is somebody else's. */
+int layer_file_finish(struct store *store, const char *name, int fd, struct reason *why);
 /* It isn't going to be. */
 void layer_file_cancel(struct store *store, const char *name);
 /* Whether there is a file, or a device in use, that was made as the layer NAME. */

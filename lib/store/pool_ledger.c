@@ -267,12 +267,15 @@ static int rename_new(int dirfd, const char *from, const char *to)
 	return 0;
 }
 
-static int publish_part(struct pool *pool, const char *file, enum pool_making how, struct pool_entry *entry)
+static int publish_part(struct pool *pool, const char *file, enum pool_making how, int fd, struct pool_entry *entry)
 {
 	struct file_id id;
+	struct stat st;
 	int err = id_of(pool->dirfd, entry->part, &id);
 	if (err)
 		return err;
+	if (fd >= 0 && (fstat(fd, &st) < 0 || st.st_ino != id.ino))
+		return -ESTALE;
 	if (entry->nr_ids == 2)
 		return -EUCLEAN;
 	entry->ids[entry->nr_ids++] = id;
@@ -285,7 +288,7 @@ static int publish_part(struct pool *pool, const char *file, enum pool_making ho
 }
 
 /* What is left in the entry, the name that the file had, is put right by the next change to it, or the next start. */
-static int publish_locked(struct pool *pool, const char *file, enum pool_making how)
+static int publish_locked(struct pool *pool, const char *file, enum pool_making how, int fd)
 {
 	struct pool_entry entry;
 	int err = entry_load(pool, file, &entry);
@@ -295,16 +298,16 @@ static int publish_locked(struct pool *pool, const char *file, enum pool_making 
 		entry.is_filling = false;
 		return entry_save(pool, file, &entry);
 	}
-	return *entry.part ? publish_part(pool, file, how, &entry) : -ENOENT;
+	return *entry.part ? publish_part(pool, file, how, fd, &entry) : -ENOENT;
 }
 
-int pool_part_publish(struct pool *pool, const char *file, enum pool_making how)
+int pool_part_publish(struct pool *pool, const char *file, enum pool_making how, int fd)
 {
 	int err = ledger_check(pool, file);
 	if (err)
 		return err;
 	pthread_mutex_lock(&pool->lock);
-	err = publish_locked(pool, file, how);
+	err = publish_locked(pool, file, how, fd);
 	pthread_mutex_unlock(&pool->lock);
 	return err;
 }
@@ -322,7 +325,7 @@ static int head_temporary(const struct head_names *names, const char *name, char
 static int head_take_name(const struct head_names *names, const char *name, const char *tmp)
 {
 	(void)tmp; /* the ledger knows it */
-	return pool_part_publish(pool_of_names(names), name, POOL_REPLACE);
+	return pool_part_publish(pool_of_names(names), name, POOL_REPLACE, -1);
 }
 
 const struct head_names pool_head_names = {head_temporary, head_take_name};

@@ -263,8 +263,8 @@ static int make_raw(struct store *store, const char *layer, const struct layer_o
 	int err = layer_file_begin(store, layer, owner, false, &fd, why);
 	if (err)
 		return err;
+	err = layer_file_finish(store, layer, fd, why);
 	close(fd);
-	err = layer_file_finish(store, layer, why);
 	if (err)
 		layer_file_cancel(store, layer);
 	return err;

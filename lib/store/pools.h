@@ -61,8 +61,9 @@ enum pool_making {
 /* Begins FILE: the caller makes the file PART in the pool, fills it and makes it stable, then publishes it. With POOL_CONTINUE it may be there already. A block
  * device that is there is taken as it is: PART becomes FILE itself; -EBUSY: somebody uses it. */
 int pool_part_begin(struct pool *pool, const char *file, enum pool_making how, char part[POOL_PART_MAX]);
-/* FILE is what PART was; the directory is left to the caller to sync. -EEXIST: somebody else's file has the name by now. */
-int pool_part_publish(struct pool *pool, const char *file, enum pool_making how);
+/* FILE is what PART was; the directory is left to the caller to sync. -EEXIST: somebody else's file has the name by now. FD: the file that was PART when it was
+ * begun, or -1; -ESTALE: it was abandoned since, and PART is another. */
+int pool_part_publish(struct pool *pool, const char *file, enum pool_making how, int fd);
 /* It isn't going to be: PART goes. */
 void pool_part_abandon(struct pool *pool, const char *file);
 

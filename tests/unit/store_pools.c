@@ -78,7 +78,7 @@ static void foreign_files_stay(void)
 	CHECK_ERR(pool_part_begin(fast(), "late.raw", POOL_NEW, part), 0);
 	make_file(part);
 	make_file("late.raw");
-	CHECK_ERR(pool_part_publish(fast(), "late.raw", POOL_NEW), -EEXIST);
+	CHECK_ERR(pool_part_publish(fast(), "late.raw", POOL_NEW, -1), -EEXIST);
 	pool_part_abandon(fast(), "late.raw");
 	check_counts(3, 0);
 	run("rm %s/fast/*", dir);
@@ -94,7 +94,7 @@ static void interrupted_making(void)
 		if (step >= 1)
 			make_file(part);
 		if (step >= 2)
-			CHECK_ERR(pool_part_publish(fast(), "new.raw", POOL_NEW), 0);
+			CHECK_ERR(pool_part_publish(fast(), "new.raw", POOL_NEW, -1), 0);
 		if (step == 2) { /* named in the ledger alone */
 			char from[600], to[600];
 			snprintf(from, sizeof from, "%s/fast/new.raw", dir);
@@ -158,8 +158,8 @@ static void raw_files(void)
 	char got[4] = "";
 	CHECK(file_read(fd, got, 3, 0) == 3);
 	CHECK_STR(got, "abc");
+	CHECK_ERR(layer_file_finish(store, "fast/big.img", fd, &why), 0);
 	close(fd);
-	CHECK_ERR(layer_file_finish(store, "fast/big.img", &why), 0);
 	CHECK(layer_file_is_finished(store, "fast/big.img"));
 	CHECK_ERR(layer_file_begin(store, "fast/big.img", &owner, true, &fd, &why), -EEXIST);
 	check_counts(1, 1);
@@ -168,6 +168,27 @@ static void raw_files(void)
 	CHECK_ERR(layer_file_begin(store, "fast/big.img", &owner, false, &fd, &why), 0);
 	close(fd);
 	layer_file_cancel(store, "fast/big.img");
+	check_counts(0, 0);
+}
+
+/* What was cancelled and begun by another isn't finished by the first. */
+static void late_finish(void)
+{
+	static const char *const layers[] = {"fast/late.raw", "00000000-0000-4000-8000-000000000001.raw"};
+	for (int i = 0; i < 2; i++) {
+		int old = -1, fd = -1;
+		CHECK_ERR(layer_file_begin(store, layers[i], &owner, false, &old, &why), 0);
+		layer_file_cancel(store, layers[i]);
+		CHECK_ERR(layer_file_finish(store, layers[i], old, &why), -ESTALE);
+		CHECK_ERR(layer_file_begin(store, layers[i], &owner, false, &fd, &why), 0);
+		CHECK_ERR(layer_file_finish(store, layers[i], old, &why), -ESTALE);
+		CHECK(!layer_file_is_finished(store, layers[i]));
+		CHECK_ERR(layer_file_finish(store, layers[i], fd, &why), 0);
+		CHECK(layer_file_is_finished(store, layers[i]));
+		layer_file_unlink(store, layers[i]);
+		close(old);
+		close(fd);
+	}
 	check_counts(0, 0);
 }
 
@@ -180,8 +201,8 @@ static void names(void)
 	CHECK_ERR(layer_file_begin(store, longest, &owner, false, &fd, &why), -ENAMETOOLONG);
 	longest[5 + POOL_FILE_MAX] = '\0';
 	CHECK_ERR(layer_file_begin(store, longest, &owner, false, &fd, &why), 0);
+	CHECK_ERR(layer_file_finish(store, longest, fd, &why), 0);
 	close(fd);
-	CHECK_ERR(layer_file_finish(store, longest, &why), 0);
 	CHECK_ERR(layer_file_begin(store, "fast/.hidden", &owner, false, &fd, &why), -EINVAL);
 	CHECK_ERR(layer_file_begin(store, "slow/disk.raw", &owner, false, &fd, &why), -ENODEV);
 	reopen();
@@ -382,6 +403,7 @@ int main(void)
 	interrupted_replacing();
 	interrupted_linking();
 	raw_files();
+	late_finish();
 	names();
 	interrupted_renaming();
 	disks_in_pool();
