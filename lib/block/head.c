@@ -49,30 +49,24 @@ static int check_writable(const struct qcow2_header *h, struct reason *why)
 	return 0;
 }
 
-/* A link is followed to a block device, and only there: /dev/VG/LV is one. Who mounts the device, say, keeps us out, as we keep him. */
+/* A device is never found by a name: see head.h. */
 static int open_name(const struct head *head)
 {
-	const int flags = O_RDWR | O_CLOEXEC | O_NONBLOCK;
 	struct stat st;
-	if (fstatat(head->dirfd, head->name, &st, AT_SYMLINK_NOFOLLOW) < 0)
-		return -errno;
-	if (S_ISLNK(st.st_mode) && fstatat(head->dirfd, head->name, &st, 0) < 0)
-		return -errno;
-	bool is_device = S_ISBLK(st.st_mode);
-	int extra = !is_device ? O_NOFOLLOW : head->locks == IMAGE_LOCK_WRITE ? O_EXCL : 0;
-	auto_close int fd = openat(head->dirfd, head->name, flags | extra);
+	bool is_device = !*head->name;
+	auto_close int fd = is_device ? fcntl(head->dirfd, F_DUPFD_CLOEXEC, 3)
+				      : openat(head->dirfd, head->name, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
 	if (fd < 0 || fstat(fd, &st) < 0)
 		return -errno;
-	/* Another may have come to that name meanwhile. */
-	return S_ISBLK(st.st_mode) == is_device && (is_device || S_ISREG(st.st_mode)) ? take_fd(&fd) : -EINVAL;
+	if (is_device)
+		return S_ISBLK(st.st_mode) ? take_fd(&fd) : -ENOTBLK;
+	return S_ISREG(st.st_mode) ? take_fd(&fd) : -EINVAL;
 }
 
 int head_open_file(struct head *head, uint64_t *ret_file_size, struct reason *why)
 {
 	struct stat st = {0};
 	int fd = open_name(head);
-	if (fd == -EBUSY)
-		return reason_set(why, fd, "%s is in use by the system (mounted, or part of another device)", head->path);
 	if (fd < 0)
 		return reason_set(why, fd, "%s: %s", head->path, strerror(-fd));
 	head->fd = fd;
@@ -265,24 +259,21 @@ int overlay_settle(int dirfd, const char *name, const char *path, struct overlay
 	return err;
 }
 
-/* All of a device is taken, whatever was written to it. */
-static int device_size(int dirfd, const char *name, uint64_t *ret_bytes)
+int overlay_allocated(int dirfd, const char *name, uint64_t *ret_bytes)
 {
-	auto_close int fd = openat(dirfd, name, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-	off_t end = fd < 0 ? -1 : lseek(fd, 0, SEEK_END);
+	struct stat st;
+	if (*name) {
+		if (fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+			return -errno;
+		*ret_bytes = (uint64_t)st.st_blocks * 512;
+		return 0;
+	}
+	/* All of a device is taken, whatever was written to it. */
+	off_t end = lseek(dirfd, 0, SEEK_END);
 	if (end < 0)
 		return -errno;
 	*ret_bytes = (uint64_t)end;
 	return 0;
-}
-
-int overlay_allocated(int dirfd, const char *name, uint64_t *ret_bytes)
-{
-	struct stat st;
-	if (fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
-		return -errno;
-	*ret_bytes = (uint64_t)st.st_blocks * 512;
-	return S_ISREG(st.st_mode) ? 0 : device_size(dirfd, name, ret_bytes);
 }
 
 int head_mark_dirty(struct head *head)

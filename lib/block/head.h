@@ -48,7 +48,9 @@ int overlay_allocated(int dirfd, const char *name, uint64_t *ret_bytes);
 struct head;
 
 /* Opens NAME in DIRFD (PATH: its full path, for messages) for writing, with the write locks of QEMU, over BELOW (the head
- * takes its own reference; NULL: nothing beneath). DIRFD must outlive the head. An image left dirty is repaired first.
+ * takes its own reference; NULL: nothing beneath). DIRFD must outlive the head. Here and wherever a head's file is named: it is a regular file, and no link;
+ * or NAME is "", and DIRFD itself is the block device, open for reading and writing, of which the head takes a duplicate: which names may lead to a device
+ * is for the caller to say, and with O_EXCL who mounts it, say, keeps us out, as we keep him. An image left dirty is repaired first.
  * -EBUSY: somebody else has it open. -EUCLEAN, -EOPNOTSUPP, -EIO, -ENOSPC. */
 int head_open(int dirfd, const char *name, const char *path, struct view *below, struct head **ret, struct reason *why);
 
@@ -66,7 +68,7 @@ int head_close(struct head *head);
 
 /* The same for a raw file or a block device, of which the bytes are the disk's, under QEMU's write locks for raw images. Nothing lies beneath it: head_adopt,
  * head_share, head_pull and head_rebase are -EOPNOTSUPP, and it is never blank nor untouched. A file's size is the disk's, in whole sectors when it is opened. A
- * device keeps its size: -ENOSPC beyond it, -EOPNOTSUPP for less; -EBUSY where the system uses it. A symbolic link is followed to a device alone. */
+ * device keeps its size: -ENOSPC beyond it, -EOPNOTSUPP for less. */
 int head_open_raw(int dirfd, const char *name, const char *path, struct head **ret, struct reason *why);
 
 /* Of a raw head, or an overlay without a backing file (else -EINVAL): gives every cluster of [GUEST_OFF, +LEN) its place in the file, and the file its space; what isn't

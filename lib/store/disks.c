@@ -219,10 +219,18 @@ int disk_rename(struct store *store, struct vm *vm, const char *old_name, const 
 	return err;
 }
 
+/* Of a device: accepted and forgotten, for cp -p's sake. */
 static int chmod_layer(struct store *store, const char *layer, mode_t mode)
 {
+	struct stat st;
 	const struct layer_place at = layer_place(store, layer);
-	return fchmodat(at.dirfd, at.name, mode, 0) < 0 ? -errno : 0;
+	int err = layer_check_owner(store, layer, NULL);
+	if (err || layer_is_device(store, layer))
+		return err;
+	auto_close int fd = openat(at.dirfd, at.name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+	if (fd < 0 || fstat(fd, &st) < 0)
+		return -errno;
+	return !S_ISREG(st.st_mode) ? -ESTALE : fchmod(fd, mode) < 0 ? -errno : 0;
 }
 
 int disk_chmod(struct store *store, struct vm *vm, const char *file_name, mode_t mode)
@@ -236,7 +244,7 @@ int disk_chmod(struct store *store, struct vm *vm, const char *file_name, mode_t
 	if (i < 0)
 		err = -ENOENT;
 	else if (now->disks[i].found)
-		err = now->disks[i].layer ? 0 : -EROFS; /* of a device: accepted and forgotten, for cp -p's sake */
+		err = now->disks[i].layer ? 0 : -EROFS;
 	else
 		err = chmod_layer(store, now->disks[i].layer, (mode & 0777) | 0600);
 	managed_end(entry, now);

@@ -1,6 +1,7 @@
 #include "store/heads.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -109,9 +110,10 @@ int head_relock(struct open_head *oh, struct view *view, struct reason *why)
 static int open_layer(struct store *store, const char *layer, struct view *beneath, struct head **ret, struct reason *why)
 {
 	auto_free char *path = layer_path(store, layer);
-	const struct layer_place at = layer_place(store, layer);
+	struct layer_place at;
+	auto_close int device = -1;
 	const struct pool *pool = layer_pool(store, layer);
-	int err = path ? layer_check_owner(store, layer, why) : -ENOMEM;
+	int err = path ? layer_place_to_open(store, layer, O_RDWR | O_EXCL, &at, &device, why) : -ENOMEM;
 	if (!err && layer_format(layer) == IMAGE_RAW)
 		err = beneath ? -EUCLEAN : head_open_raw(at.dirfd, at.name, path, ret, why);
 	else if (!err)

@@ -10,6 +10,7 @@
 
 #include "base/file.h"
 #include "base/mem.h"
+#include "block/image_locks.h"
 #include "store/store_internal.h"
 
 struct pool *layer_pool(const struct store *store, const char *name)
@@ -46,34 +47,81 @@ static void give_to(struct store *store, const struct layer_place *at, int fd, c
 		store_event(store, NULL, "%s/%s: can't be given to user %u: %s", at->dir, at->name, owner->uid, strerror(errno));
 }
 
-/* --- overlays ------------------------------------------------------------------------------------------------------------ */
+/* --- devices ------------------------------------------------------------------------------------------------------------- */
 
-/* A link to a device is followed where any other name would be. */
-static int check_device(struct store *store, const struct layer_place *at)
+/* A link to a device is followed where any other name would be. It may lead elsewhere by now, so what is open is what counts. */
+static int open_device(struct store *store, const char *name, int flags, struct reason *why)
 {
 	struct stat st;
-	auto_free char *real = NULL;
-	if (fstatat(at->dirfd, at->name, &st, 0) < 0 || !S_ISBLK(st.st_mode))
-		return 0;
-	return store->allow_devices ? trust_resolve(store->trust, at->dir, at->name, &real, NULL) : -EACCES;
+	const struct layer_place at = layer_place(store, name);
+	auto_close int fd = trust_open(store->trust, at.dir, at.name, flags, NULL, why);
+	if (fd == -EBUSY)
+		return reason_set(why, fd, "%s/%s is in use by the system (mounted, or part of another device)", at.dir, at.name);
+	if (fd < 0)
+		return fd;
+	if (fstat(fd, &st) < 0)
+		return -errno;
+	return S_ISBLK(st.st_mode) ? take_fd(&fd) : reason_set(why, -ENOTBLK, "%s/%s isn't a block device any more", at.dir, at.name);
 }
 
-/* PART: what is to get its name; "": it is a block device, which has it. */
-static int make_in_pool(struct store *store, struct pool *pool, const struct layer_place *at, const struct overlay_spec *spec, mode_t mode,
-			char part[POOL_PART_MAX], struct reason *why)
+static int check_same_device(struct store *store, const char *name, int fd, struct reason *why)
 {
-	int err = check_device(store, at);
-	if (!err)
-		err = pool_part_begin(pool, at->name, POOL_NEW, part);
+	const struct layer_place at = layer_place(store, name);
+	int err = pool_check_device(layer_pool(store, name), at.name, fd);
+	if (err == -ESTALE)
+		return reason_set(why, err, "%s/%s isn't what was made or taken here under that name, but a block device: put back what was there", at.dir, at.name);
+	return err ? complain(why, &at, err) : 0;
+}
+
+/* For who gives it to a disk: nobody else has it, by whatever name. Its locks are held while it is open. */
+static int take_device(struct store *store, const char *name, struct reason *why)
+{
+	struct stat st;
+	char file[POOL_FILE_MAX + 1];
+	auto_free char *path = layer_path(store, name);
+	const struct layer_place at = layer_place(store, name);
+	auto_close int fd = path ? open_device(store, name, O_RDWR | O_EXCL, why) : -ENOMEM;
+	if (fd < 0)
+		return fd;
+	int err = image_locks_take(fd, IMAGE_LOCK_WRITE, path, why);
+	if (!err && fstat(fd, &st) < 0)
+		err = -errno;
+	for (size_t i = 0; !err && i < store->nr_pools; i++) {
+		struct pool *pool = &store->pools[i];
+		if (pool_find_device(pool, st.st_rdev, file) && (pool != layer_pool(store, name) || strcmp(file, at.name) != 0))
+			err = reason_set(why, -EBUSY, "%s is a device that a disk lies on already, as %s/%s", path, pool->dir, file);
+	}
+	return err ? err : take_fd(&fd);
+}
+
+int layer_place_to_open(struct store *store, const char *name, int flags, struct layer_place *ret, int *ret_device, struct reason *why)
+{
+	*ret = layer_place(store, name);
+	if (!layer_is_device(store, name))
+		return layer_check_owner(store, name, why);
+	auto_close int fd = open_device(store, name, flags, why);
+	int err = fd < 0 ? fd : check_same_device(store, name, fd, why);
 	if (err)
 		return err;
-	auto_free char *path = NULL;
-	if (*part)
-		err = overlay_create(at->dirfd, part, spec, mode);
-	else if (asprintf(&path, "%s/%s", at->dir, at->name) < 0)
-		err = -ENOMEM;
-	else
-		err = overlay_create_in_device(at->dirfd, at->name, path, spec, why);
+	*ret_device = take_fd(&fd);
+	*ret = (struct layer_place){*ret_device, "", ret->dir};
+	return 0;
+}
+
+/* --- overlays ------------------------------------------------------------------------------------------------------------ */
+
+/* PART: what is to get its name; "": it is a block device, which has it. */
+static int make_in_pool(struct store *store, const char *name, const struct overlay_spec *spec, mode_t mode, char part[POOL_PART_MAX], struct reason *why)
+{
+	struct pool *pool = layer_pool(store, name);
+	const struct layer_place at_name = layer_place(store, name), *at = &at_name;
+	auto_free char *path = layer_path(store, name);
+	bool is_device = layer_is_device(store, name);
+	auto_close int device = is_device ? take_device(store, name, why) : -1;
+	int err = !path ? -ENOMEM : is_device && device < 0 ? device : pool_part_begin(pool, at->name, POOL_NEW, device, part);
+	if (err)
+		return err;
+	err = is_device ? overlay_create_in_device(device, "", path, spec, why) : overlay_create(at->dirfd, part, spec, mode);
 	if (err)
 		pool_part_abandon(pool, at->name);
 	return err;
@@ -88,7 +136,7 @@ int layer_file_make_overlay(struct store *store, const char *name, const struct 
 	struct layer_place at = layer_place(store, name), made = at;
 	mode_t mode = (owner->mode & 0777) | 0600;
 	char part[POOL_PART_MAX];
-	err = pool ? make_in_pool(store, pool, &at, spec, mode, part, why) : overlay_create(at.dirfd, at.name, spec, mode);
+	err = pool ? make_in_pool(store, name, spec, mode, part, why) : overlay_create(at.dirfd, at.name, spec, mode);
 	if (err)
 		return why && *why->text ? err : complain(why, &at, err);
 	bool is_device = pool && !*part;
@@ -120,19 +168,22 @@ static int open_part(struct store *store, const struct layer_place *at, const ch
 	return fd;
 }
 
-static int begin_in_pool(struct store *store, struct pool *pool, const struct layer_place *at, const struct layer_owner *owner, bool again)
+static int begin_in_pool(struct store *store, const char *name, const struct layer_owner *owner, bool again, struct reason *why)
 {
 	char part[POOL_PART_MAX];
-	int err = check_device(store, at);
-	if (!err)
-		err = pool_part_begin(pool, at->name, again ? POOL_CONTINUE : POOL_NEW, part);
+	struct pool *pool = layer_pool(store, name);
+	const struct layer_place at = layer_place(store, name);
+	bool is_device = layer_is_device(store, name);
+	auto_close int device = is_device ? take_device(store, name, why) : -1;
+	int err = is_device && device < 0 ? device : pool_part_begin(pool, at.name, again ? POOL_CONTINUE : POOL_NEW, device, part);
 	if (err)
 		return err;
-	int fd = *part ? open_part(store, at, part, owner, again) : openat(at->dirfd, at->name, O_RDWR | O_EXCL | O_CLOEXEC);
-	err = fd < 0 ? -errno : 0;
+	if (is_device)
+		return take_fd(&device);
+	int fd = open_part(store, &at, part, owner, again);
 	if (fd < 0 && !again)
-		pool_part_abandon(pool, at->name);
-	return err ? err : fd;
+		pool_part_abandon(pool, at.name);
+	return fd;
 }
 
 static int begin_in_store(struct store *store, const struct layer_place *at, const struct layer_owner *owner, bool again)
@@ -149,9 +200,10 @@ int layer_file_begin(struct store *store, const char *name, const struct layer_o
 		return err;
 	struct pool *pool = layer_pool(store, name);
 	struct layer_place at = layer_place(store, name);
-	int fd = pool ? begin_in_pool(store, pool, &at, owner, again) : begin_in_store(store, &at, owner, again);
+	struct reason of_pool = {0};
+	int fd = pool ? begin_in_pool(store, name, owner, again, &of_pool) : begin_in_store(store, &at, owner, again);
 	if (fd < 0)
-		return complain(why, &at, fd);
+		return *of_pool.text ? reason_set(why, fd, "%s", of_pool.text) : complain(why, &at, fd);
 	*ret_fd = fd;
 	return 0;
 }
@@ -243,7 +295,7 @@ int layer_file_begin_replace(struct store *store, const char *name, char tmp[LAY
 	struct pool *pool = layer_pool(store, name);
 	struct layer_place at = layer_place(store, name);
 	if (pool)
-		return pool_part_begin(pool, at.name, POOL_REPLACE, tmp);
+		return pool_part_begin(pool, at.name, POOL_REPLACE, -1, tmp);
 	layer_temporary_name(tmp, name);
 	unlinkat(at.dirfd, tmp, 0);
 	return 0;

@@ -9,6 +9,7 @@
 #include "base/reason.h"
 #include "block/head.h"
 
+struct layer_place;
 struct pool;
 struct store;
 
@@ -34,6 +35,11 @@ bool layer_is_device(struct store *store, const char *name);
 /* -EROFS, with the reason: in its pool another program has put a file in the place of the layer NAME, which is never written to. A device is, whoever made its
  * name; what isn't there at all is for who opens it to say. */
 int layer_check_owner(struct store *store, const char *name, struct reason *why);
+
+/* How the layer NAME is given to those functions of head.h that open one: of a file its place, which it is checked to be the owner of (layer_check_owner), of
+ * a block device that itself, which the caller closes, opened with FLAGS (O_RDWR or O_RDONLY, O_EXCL) by a trusted path. RET_DEVICE isn't touched for a file.
+ * -EBUSY: with O_EXCL, the system uses it. -ESTALE: another device, or a device at all, has come to that name. */
+int layer_place_to_open(struct store *store, const char *name, int flags, struct layer_place *ret, int *ret_device, struct reason *why);
 
 /* Makes the overlay NAME. -EEXIST. */
 int layer_file_make_overlay(struct store *store, const char *name, const struct overlay_spec *spec, const struct layer_owner *owner, struct reason *why);

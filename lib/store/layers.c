@@ -227,9 +227,10 @@ int layer_sync_dir(struct store *store, const char *name, struct reason *why)
 
 int layer_settle(struct store *store, const char *name, struct overlay_facts *ret, struct reason *why)
 {
-	struct layer_place at = layer_place(store, name);
+	struct layer_place at;
+	auto_close int device = -1;
 	auto_free char *path = layer_path(store, name);
-	int err = path ? layer_check_owner(store, name, why) : -ENOMEM;
+	int err = path ? layer_place_to_open(store, name, O_RDWR | O_EXCL, &at, &device, why) : -ENOMEM;
 	if (err)
 		return err;
 	return layer_format(name) == IMAGE_RAW ? raw_settle(at.dirfd, at.name, path, ret, why) : overlay_settle(at.dirfd, at.name, path, ret, why);
@@ -238,7 +239,9 @@ int layer_settle(struct store *store, const char *name, struct overlay_facts *re
 int layer_allocated(struct store *store, const char *name, uint64_t *ret_bytes)
 {
 	struct layer_place at = layer_place(store, name);
-	return overlay_allocated(at.dirfd, at.name, ret_bytes);
+	auto_close int device = -1;
+	int err = layer_is_device(store, name) ? layer_place_to_open(store, name, O_RDONLY, &at, &device, NULL) : 0;
+	return err ? err : overlay_allocated(at.dirfd, at.name, ret_bytes);
 }
 
 int layer_open_image(struct store *store, const char *name, struct image **ret, struct reason *why)

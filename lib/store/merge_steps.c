@@ -39,7 +39,9 @@ int merge_open_dest(struct merge *m, struct reason *why)
 	struct view *below = NULL;
 	if (!path || fstatat(at.dirfd, at.name, &m->dest_st, AT_SYMLINK_NOFOLLOW) < 0)
 		return path ? -errno : -ENOMEM;
-	int err = layer_check_owner(store, name, why);
+	struct layer_place to_open = at;
+	auto_close int device = -1;
+	int err = layer_place_to_open(store, name, O_RDWR, &to_open, &device, why);
 	if (!err)
 		err = layers_open_beneath(store, name, &below, why);
 	if (err)
@@ -47,8 +49,8 @@ int merge_open_dest(struct merge *m, struct reason *why)
 	/* Before the first write: those who have it open must not take it for changed. */
 	err = image_cache_expect_changes(store->images, m->dest_st.st_dev, m->dest_st.st_ino, true);
 	if (!err) {
-		err = layer_format(name) == IMAGE_RAW ? head_open_raw_frozen(at.dirfd, at.name, path, &m->dest, why)
-						       : head_open_frozen(at.dirfd, at.name, path, below, &m->dest, why);
+		err = layer_format(name) == IMAGE_RAW ? head_open_raw_frozen(to_open.dirfd, to_open.name, path, &m->dest, why)
+						       : head_open_frozen(to_open.dirfd, to_open.name, path, below, &m->dest, why);
 		if (err)
 			image_cache_expect_changes(store->images, m->dest_st.st_dev, m->dest_st.st_ino, false);
 	}

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "base/file.h"
@@ -16,6 +17,7 @@
 #include "store/store_internal.h"
 
 #define ENTRY_MAX 4096
+#define LINK_LEN  1000
 #define PART_PREFIX ".vmsnapfs-"
 
 struct file_id {
@@ -24,11 +26,18 @@ struct file_id {
 	uint32_t born_ns;
 };
 
+struct device_id {
+	dev_t number;
+	uint64_t bytes;
+	char link[LINK_LEN + 1]; /* "": it isn't a link, or where that leads is up to whoever may write to the pool */
+};
+
 struct pool_entry {
 	struct file_id ids[2];
 	size_t nr_ids;
 	char part[POOL_PART_MAX]; /* "": none */
 	bool is_device, is_filling;
+	struct device_id device;
 };
 
 /* --- files ------------------------------------------------------------------------------------------------------------- */
@@ -56,17 +65,63 @@ static bool entry_lists(const struct pool_entry *entry, const struct file_id *id
 	return false;
 }
 
-static bool is_device(const struct pool *pool, const char *file)
+static bool is_below(const char *path, const char *dir)
+{
+	size_t len = strlen(dir);
+	return strncmp(path, dir, len) == 0 && (!path[len] || path[len] == '/');
+}
+
+/* Of links into the pool itself nothing is kept: a second link could be changed there. */
+static void read_link(const struct pool *pool, const char *file, char ret[LINK_LEN + 1])
+{
+	ssize_t len = readlinkat(pool->dirfd, file, ret, LINK_LEN + 1);
+	ret[len > 0 && len <= LINK_LEN ? len : 0] = '\0';
+	char *slash = strrchr(ret, '/');
+	if (*ret != '/' || slash == ret || strchr(ret, '\n')) {
+		*ret = '\0';
+		return;
+	}
+	*slash = '\0';
+	auto_free char *real = realpath(ret, NULL);
+	*slash = '/';
+	if (!real || is_below(real, pool->dir))
+		*ret = '\0';
+}
+
+static int device_id_of(const struct pool *pool, const char *file, int fd, struct device_id *ret)
 {
 	struct stat st;
-	return fstatat(pool->dirfd, file, &st, 0) == 0 && S_ISBLK(st.st_mode);
+	off_t end = lseek(fd, 0, SEEK_END);
+	if (end < 0 || fstat(fd, &st) < 0)
+		return -errno;
+	if (!S_ISBLK(st.st_mode))
+		return -ENOTBLK;
+	*ret = (struct device_id){.number = st.st_rdev, .bytes = (uint64_t)end};
+	read_link(pool, file, ret->link);
+	return 0;
+}
+
+/* A logical volume has another number after a restart, and the link to it the same name. */
+static bool is_same_device(const struct device_id *was, dev_t number, const char *link)
+{
+	return was->number == number || (*was->link && strcmp(was->link, link) == 0);
+}
+
+static bool has_device(const struct pool *pool, const struct pool_entry *entry, const char *file)
+{
+	struct stat st;
+	char link[LINK_LEN + 1];
+	if (fstatat(pool->dirfd, file, &st, 0) < 0 || !S_ISBLK(st.st_mode))
+		return false;
+	read_link(pool, file, link);
+	return is_same_device(&entry->device, st.st_rdev, link);
 }
 
 static bool entry_owns(const struct pool *pool, const struct pool_entry *entry, const char *file)
 {
 	struct file_id id;
 	if (entry->is_device)
-		return is_device(pool, file);
+		return has_device(pool, entry, file);
 	return id_of(pool->dirfd, file, &id) == 0 && entry_lists(entry, &id);
 }
 
@@ -82,6 +137,15 @@ static bool is_part_name(const char *name)
 	return strncmp(name, PART_PREFIX, strlen(PART_PREFIX)) == 0 && strlen(name) < POOL_PART_MAX && !strchr(name, '/');
 }
 
+static bool parse_device(struct pool_entry *entry, const char *line)
+{
+	unsigned number[2];
+	entry->is_device = sscanf(line, "device %u:%u %" SCNu64, &number[0], &number[1], &entry->device.bytes) == 3;
+	if (entry->is_device)
+		entry->device.number = makedev(number[0], number[1]);
+	return entry->is_device;
+}
+
 static int parse_line(struct pool_entry *entry, const char *line)
 {
 	struct file_id id;
@@ -89,11 +153,11 @@ static int parse_line(struct pool_entry *entry, const char *line)
 		entry->ids[entry->nr_ids++] = id;
 	else if (strncmp(line, "part ", 5) == 0 && is_part_name(line + 5))
 		snprintf(entry->part, sizeof entry->part, "%s", line + 5);
-	else if (strcmp(line, "device") == 0)
-		entry->is_device = true;
+	else if (strncmp(line, "link ", 5) == 0 && strlen(line + 5) <= LINK_LEN)
+		snprintf(entry->device.link, sizeof entry->device.link, "%s", line + 5);
 	else if (strcmp(line, "filling") == 0)
 		entry->is_filling = true;
-	else
+	else if (!parse_device(entry, line))
 		return -EUCLEAN;
 	return 0;
 }
@@ -121,7 +185,11 @@ static int entry_save(const struct pool *pool, const char *file, const struct po
 					entry->ids[i].born, entry->ids[i].born_ns);
 	if (*entry->part)
 		len += (size_t)snprintf(text + len, sizeof text - len, "part %s\n", entry->part);
-	len += (size_t)snprintf(text + len, sizeof text - len, "%s%s", entry->is_device ? "device\n" : "", entry->is_filling ? "filling\n" : "");
+	if (entry->is_device)
+		len += (size_t)snprintf(text + len, sizeof text - len, "device %u:%u %" PRIu64 "\n%s", major(entry->device.number),
+					minor(entry->device.number), entry->device.bytes, entry->is_filling ? "filling\n" : "");
+	if (*entry->device.link)
+		len += (size_t)snprintf(text + len, sizeof text - len, "link %s\n", entry->device.link);
 	return file_replace(pool->ledger_fd, file, text, len, 0600);
 }
 
@@ -161,6 +229,30 @@ bool pool_has(struct pool *pool, const char *file)
 	return ask(pool, file, true);
 }
 
+static int check_device(const struct pool *pool, const char *file, const struct pool_entry *entry, int fd)
+{
+	struct device_id now;
+	int err = entry->is_device ? device_id_of(pool, file, fd, &now) : -ESTALE;
+	if (err)
+		return err;
+	bool same = is_same_device(&entry->device, now.number, now.link) &&
+		    (entry->is_filling ? now.bytes == entry->device.bytes : now.bytes >= entry->device.bytes);
+	return same ? 0 : -ESTALE;
+}
+
+int pool_check_device(struct pool *pool, const char *file, int fd)
+{
+	struct pool_entry entry;
+	int err = ledger_check(pool, file);
+	if (err)
+		return err == -EROFS ? 0 : err;
+	pthread_mutex_lock(&pool->lock);
+	err = entry_load(pool, file, &entry);
+	err = err == -ENOENT ? 0 : err ? err : check_device(pool, file, &entry, fd);
+	pthread_mutex_unlock(&pool->lock);
+	return err;
+}
+
 bool pool_find_device(struct pool *pool, dev_t device, char file[POOL_FILE_MAX + 1])
 {
 	struct pool_entry entry;
@@ -183,16 +275,6 @@ bool pool_find_device(struct pool *pool, dev_t device, char file[POOL_FILE_MAX +
 
 /* --- making files ----------------------------------------------------------------------------------------------------------- */
 
-/* Whether nobody has it mounted, or exclusively open. */
-static int claim_device(struct pool *pool, const char *file, struct pool_entry *entry)
-{
-	auto_close int fd = openat(pool->dirfd, file, O_RDWR | O_EXCL | O_CLOEXEC);
-	if (fd < 0)
-		return -errno;
-	entry->is_device = entry->is_filling = true;
-	return entry_save(pool, file, entry);
-}
-
 static void unlink_part(const struct pool *pool, struct pool_entry *entry)
 {
 	if (*entry->part)
@@ -200,13 +282,14 @@ static void unlink_part(const struct pool *pool, struct pool_entry *entry)
 	*entry->part = '\0';
 }
 
-static int begin_new(struct pool *pool, const char *file, struct pool_entry *entry)
+static int begin_new(struct pool *pool, const char *file, int device, struct pool_entry *entry)
 {
-	*entry = (struct pool_entry){0};
-	if (is_device(pool, file))
-		return claim_device(pool, file, entry);
-	if (is_there(pool, file))
-		return -EEXIST;
+	*entry = (struct pool_entry){.is_device = device >= 0, .is_filling = device >= 0};
+	int err = device >= 0 ? device_id_of(pool, file, device, &entry->device) : is_there(pool, file) ? -EEXIST : 0;
+	if (err)
+		return err;
+	if (device >= 0)
+		return entry_save(pool, file, entry);
 	layer_name_new(stpcpy(entry->part, PART_PREFIX), "");
 	return entry_save(pool, file, entry);
 }
@@ -225,29 +308,37 @@ static int begin_other(struct pool *pool, const char *file, struct pool_entry *e
 	return entry_save(pool, file, entry);
 }
 
-static int begin_locked(struct pool *pool, const char *file, enum pool_making how, struct pool_entry *entry)
+/* What was begun goes on in the same device, or in a file: never in what has come to its name since. */
+static int begin_again(const struct pool *pool, const char *file, int device, const struct pool_entry *entry)
+{
+	if (device >= 0)
+		return entry->is_device ? check_device(pool, file, entry, device) : -EEXIST;
+	return entry->is_device ? -ESTALE : 0;
+}
+
+static int begin_locked(struct pool *pool, const char *file, enum pool_making how, int device, struct pool_entry *entry)
 {
 	int err = entry_load(pool, file, entry);
 	if (err && err != -ENOENT)
 		return err;
-	bool is_made = !err && entry_owns(pool, entry, file) && !entry->is_filling;
+	bool is_made = !err && !entry->is_filling && (entry->is_device || entry_owns(pool, entry, file));
 	bool is_begun = !err && !is_made && (*entry->part || entry->is_filling);
 	switch (how) {
-	case POOL_NEW: return is_made || is_begun ? -EEXIST : begin_new(pool, file, entry);
-	case POOL_CONTINUE: return is_made ? -EEXIST : is_begun ? 0 : begin_new(pool, file, entry);
+	case POOL_NEW: return is_made || is_begun ? -EEXIST : begin_new(pool, file, device, entry);
+	case POOL_CONTINUE: return is_made ? -EEXIST : is_begun ? begin_again(pool, file, device, entry) : begin_new(pool, file, device, entry);
 	case POOL_REPLACE: return is_made ? begin_other(pool, file, entry) : -ENOENT;
 	}
 	return -EINVAL;
 }
 
-int pool_part_begin(struct pool *pool, const char *file, enum pool_making how, char part[POOL_PART_MAX])
+int pool_part_begin(struct pool *pool, const char *file, enum pool_making how, int device, char part[POOL_PART_MAX])
 {
 	struct pool_entry entry;
 	int err = ledger_check(pool, file);
 	if (err)
 		return err;
 	pthread_mutex_lock(&pool->lock);
-	err = begin_locked(pool, file, how, &entry);
+	err = begin_locked(pool, file, how, device, &entry);
 	pthread_mutex_unlock(&pool->lock);
 	if (!err)
 		memcpy(part, entry.part, POOL_PART_MAX);
@@ -295,8 +386,9 @@ static int publish_locked(struct pool *pool, const char *file, enum pool_making 
 	if (err)
 		return err;
 	if (entry.is_device) {
+		err = fd >= 0 ? check_device(pool, file, &entry, fd) : 0;
 		entry.is_filling = false;
-		return entry_save(pool, file, &entry);
+		return err ? err : entry_save(pool, file, &entry);
 	}
 	return *entry.part ? publish_part(pool, file, how, fd, &entry) : -ENOENT;
 }
@@ -319,7 +411,7 @@ static struct pool *pool_of_names(const struct head_names *names)
 
 static int head_temporary(const struct head_names *names, const char *name, char tmp[HEAD_TEMPORARY_MAX])
 {
-	return pool_part_begin(pool_of_names(names), name, POOL_REPLACE, tmp);
+	return pool_part_begin(pool_of_names(names), name, POOL_REPLACE, -1, tmp);
 }
 
 static int head_take_name(const struct head_names *names, const char *name, const char *tmp)

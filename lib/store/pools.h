@@ -6,7 +6,8 @@
  *
  *   file INODE SECONDS.NANOSECONDS   the file; two of them while another one is about to take the name
  *   part NAME                        a temporary file in the pool for it (its name is a UUID: nobody else's)
- *   device                           a block device (or a symbolic link to one) that a disk of ours lies on; it is never unlinked
+ *   device MAJOR:MINOR BYTES         a block device (or a symbolic link to one) that a disk of ours lies on; it is never unlinked
+ *   link TEXT                        what the link says; by that it is known where it has another number after a restart
  *   filling                          the device doesn't hold all its bytes yet */
 #ifndef STORE_POOLS_H
 #define STORE_POOLS_H
@@ -50,6 +51,10 @@ bool pool_owns(struct pool *pool, const char *file);
 /* The same, and it holds all that it is to hold. */
 bool pool_has(struct pool *pool, const char *file);
 
+/* -ESTALE: FD, a block device that FILE is or leads to, isn't the one that was taken for it, or what was made here as FILE is a file. Of what wasn't made here
+ * nothing is known: 0. */
+int pool_check_device(struct pool *pool, const char *file, int fd);
+
 /* FILE is the block device's, or a link to it, and one of our disks lies on it. */
 bool pool_find_device(struct pool *pool, dev_t device, char file[POOL_FILE_MAX + 1]);
 
@@ -58,9 +63,9 @@ enum pool_making {
 	POOL_CONTINUE, /* what POOL_NEW began, perhaps before a crash; begins it where that wasn't */
 	POOL_REPLACE,  /* another file instead of FILE, which is ours */
 };
-/* Begins FILE: the caller makes the file PART in the pool, fills it and makes it stable, then publishes it. With POOL_CONTINUE it may be there already. A block
- * device that is there is taken as it is: PART becomes FILE itself; -EBUSY: somebody uses it. */
-int pool_part_begin(struct pool *pool, const char *file, enum pool_making how, char part[POOL_PART_MAX]);
+/* Begins FILE: the caller makes the file PART in the pool, fills it and makes it stable, then publishes it. With POOL_CONTINUE it may be there already. DEVICE:
+ * open, the block device that has that name, which is taken as it is; PART is "" then. -1: there is none. -ESTALE: POOL_CONTINUE, and it isn't the same device. */
+int pool_part_begin(struct pool *pool, const char *file, enum pool_making how, int device, char part[POOL_PART_MAX]);
 /* FILE is what PART was; the directory is left to the caller to sync. -EEXIST: somebody else's file has the name by now. FD: the file that was PART when it was
  * begun, or -1; -ESTALE: it was abandoned since, and PART is another. */
 int pool_part_publish(struct pool *pool, const char *file, enum pool_making how, int fd);

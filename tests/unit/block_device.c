@@ -84,11 +84,27 @@ static void fill_with_garbage(void)
 	CHECK(run("head -c %u /dev/urandom | dd of=%s bs=1M status=none conv=fsync", DEVICE_SIZE, device));
 }
 
+static int open_device(void)
+{
+	int fd = open(device, O_RDWR | O_EXCL | O_CLOEXEC);
+	CHECK(fd < 0);
+	return fd;
+}
+
+static void make_overlay(const struct overlay_spec *spec)
+{
+	struct reason why = {""};
+	int fd = open_device();
+	CHECK(overlay_create_in_device(fd, "", device_path, spec, &why));
+	close(fd);
+}
+
 static struct head *open_it(struct view *below)
 {
 	struct head *head = NULL;
 	struct reason why = {""};
-	int err = head_open(dirfd, "volume", device_path, below, &head, &why);
+	int fd = open_device(), err = head_open(fd, "", device_path, below, &head, &why);
+	close(fd);
 	if (err)
 		printf("%s\n", why.text);
 	CHECK(err);
@@ -99,8 +115,7 @@ static void test_model(struct view *base, const char *base_path)
 {
 	fill_with_garbage();
 	struct overlay_spec spec = {DISK_SIZE, base_path, IMAGE_RAW};
-	struct reason why = {""};
-	CHECK(overlay_create_in_device(dirfd, "volume", device_path, &spec, &why));
+	make_overlay(&spec);
 	struct head *head = open_it(base);
 	CHECK(head_is_untouched(head) ? 0 : 1);
 	check_all(head);
@@ -133,7 +148,7 @@ static void test_full(bool ours)
 	fill_with_garbage();
 	memset(model, 0, sizeof model);
 	if (ours)
-		CHECK(overlay_create_in_device(dirfd, "volume", device_path, &(struct overlay_spec){DISK_SIZE, NULL, IMAGE_RAW}, NULL));
+		make_overlay(&(struct overlay_spec){DISK_SIZE, NULL, IMAGE_RAW});
 	else
 		CHECK(run("qemu-img create -q -f qcow2 -o extended_l2=on,cluster_size=16k %s %u", device, DISK_SIZE));
 	struct head *head = open_it(NULL);

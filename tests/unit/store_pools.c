@@ -75,7 +75,7 @@ static void foreign_files_stay(void)
 	check_counts(2, 0);
 	/* While it was being made, too. */
 	char part[POOL_PART_MAX];
-	CHECK_ERR(pool_part_begin(fast(), "late.raw", POOL_NEW, part), 0);
+	CHECK_ERR(pool_part_begin(fast(), "late.raw", POOL_NEW, -1, part), 0);
 	make_file(part);
 	make_file("late.raw");
 	CHECK_ERR(pool_part_publish(fast(), "late.raw", POOL_NEW, -1), -EEXIST);
@@ -90,7 +90,7 @@ static void interrupted_making(void)
 {
 	char part[POOL_PART_MAX];
 	for (int step = 0; step < 4; step++) {
-		CHECK_ERR(pool_part_begin(fast(), "new.raw", POOL_NEW, part), 0);
+		CHECK_ERR(pool_part_begin(fast(), "new.raw", POOL_NEW, -1, part), 0);
 		if (step >= 1)
 			make_file(part);
 		if (step >= 2)
