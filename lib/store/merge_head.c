@@ -28,7 +28,7 @@ struct hold {
 static int find_head(const struct vm *vm, const char *layer)
 {
 	for (size_t i = 0; vm && i < vm->nr_disks; i++)
-		if (strcmp(vm->disks[i].layer, layer) == 0)
+		if (vm->disks[i].layer && strcmp(vm->disks[i].layer, layer) == 0) /* one that was found in a pool has none */
 			return (int)i;
 	return -1;
 }

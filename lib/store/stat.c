@@ -13,6 +13,7 @@
 
 #define NR_SLOTS    32768u /* 4 MiB */
 #define FAILED_MS   1000   /* a disk that can't be served is looked at again after this */
+#define CHECK_MS    5000   /* and any other: who may read it depends on every file of its chain, and on their directories */
 
 /* One disk, as it was when its top file had that stamp. Which slot is told by a hash of the ids: the later disk wins. */
 struct stat_slot {
@@ -21,6 +22,8 @@ struct stat_slot {
 	int err;
 	int64_t at_ms;
 	struct disk_stat stat;
+	uint64_t chain;	  /* stamp of the files that were counted; 0: none */
+	uint64_t counted; /* bytes that they have allocated */
 };
 
 struct stat_cache {
@@ -59,17 +62,22 @@ static struct stat_slot *slot_of(struct stat_cache *cache, const struct stat_slo
 	return &cache->slots[(hash ^ hash >> 32) % NR_SLOTS];
 }
 
-/* Fills in what is remembered of KEY's ids and stamp. */
+/* Fills in what is remembered of KEY's ids and stamp; false: it isn't to be relied on, but for what was counted. */
 static bool cache_lookup(struct stat_cache *cache, struct stat_slot *key)
 {
 	pthread_mutex_lock(&cache->lock);
 	const struct stat_slot *slot = slot_of(cache, key);
 	bool hit = slot->vm_id == key->vm_id && slot->snapshot_id == key->snapshot_id && slot->disk_id == key->disk_id &&
-		   slot->stamp == key->stamp && (!slot->err || now_ms() - slot->at_ms < FAILED_MS);
-	if (hit)
+		   slot->stamp == key->stamp;
+	bool fresh = hit && now_ms() - slot->at_ms < (slot->err ? FAILED_MS : CHECK_MS);
+	if (fresh) {
 		*key = *slot;
+	} else if (hit && !slot->err) {
+		key->chain = slot->chain;
+		key->counted = slot->counted;
+	}
 	pthread_mutex_unlock(&cache->lock);
-	return hit;
+	return fresh;
 }
 
 static void cache_store(struct stat_cache *cache, const struct stat_slot *entry)
@@ -81,11 +89,39 @@ static void cache_store(struct stat_cache *cache, const struct stat_slot *entry)
 
 /* --- views ------------------------------------------------------------------------------------------------------------------ */
 
-int stat_view(struct view *view, int64_t created, struct disk_stat *ret)
+/* Of the files that VIEW reads, as they are. */
+static uint64_t chain_stamp(const struct view *view)
+{
+	uint64_t hash = HASH_START;
+	for (size_t i = 0; i < view_depth(view); i++) {
+		uint64_t stamp = stamp_make(image_stat(view_layer(view, i)));
+		hash = hash_bytes(hash, &stamp, sizeof stamp);
+	}
+	return hash ? hash : 1;
+}
+
+/* view_allocated(), which may have to read all tables, where KNOWN doesn't tell it. What was counted is put there. KNOWN and VIEW may be NULL. */
+static int count(struct view *view, struct stat_slot *known, uint64_t *ret)
+{
+	uint64_t chain = view && known ? chain_stamp(view) : 0;
+	*ret = known ? known->counted : 0;
+	if (!view || (known && known->chain == chain)) {
+		*ret = view ? *ret : 0;
+		return 0;
+	}
+	int err = view_allocated(view, ret);
+	if (!err && known) {
+		known->chain = chain;
+		known->counted = *ret;
+	}
+	return err;
+}
+
+static int stat_counted(struct view *view, int64_t created, struct stat_slot *known, struct disk_stat *ret)
 {
 	struct access access;
 	uint64_t allocated = 0;
-	int err = view_allocated(view, &allocated);
+	int err = count(view, known, &allocated);
 	if (err)
 		return err;
 	view_access(view, &access);
@@ -99,6 +135,11 @@ int stat_view(struct view *view, int64_t created, struct disk_stat *ret)
 		.depth = view_depth(view),
 	};
 	return 0;
+}
+
+int stat_view(struct view *view, int64_t created, struct disk_stat *ret)
+{
+	return stat_counted(view, created, NULL, ret);
 }
 
 /* --- heads ------------------------------------------------------------------------------------------------------------------- */
@@ -123,12 +164,12 @@ static void restrict_by_view(struct store *store, struct access *access, const s
 }
 
 /* FILE is the head's own file; BENEATH may be NULL. */
-static int stat_over(struct store *store, const struct stat *file, uint64_t virtual_size, struct view *beneath,
+static int stat_over(struct store *store, const struct stat *file, uint64_t virtual_size, struct view *beneath, struct stat_slot *known,
 		     struct disk_stat *ret)
 {
 	struct access access = {.uid = file->st_uid, .gid = file->st_gid, .mode = (file->st_mode | 0400) & 0444};
 	uint64_t allocated = 0;
-	int err = beneath ? view_allocated(beneath, &allocated) : 0;
+	int err = count(beneath, known, &allocated);
 	if (err)
 		return err;
 	if (beneath)
@@ -154,7 +195,7 @@ int stat_head(struct store *store, struct open_head *oh, struct disk_stat *ret)
 		struct stat st;
 		struct view *beneath = head_below(oh->head);
 		head_stat(oh->head, &st);
-		err = stat_over(store, &st, head_virtual_size(oh->head), beneath, ret);
+		err = stat_over(store, &st, head_virtual_size(oh->head), beneath, NULL, ret);
 		view_put(beneath);
 	}
 	pthread_rwlock_unlock(&oh->swap);
@@ -162,7 +203,7 @@ int stat_head(struct store *store, struct open_head *oh, struct disk_stat *ret)
 }
 
 /* A managed disk that isn't open. */
-static int stat_closed_head(struct store *store, const struct vm_disk *disk, struct disk_stat *ret, struct reason *why)
+static int stat_closed_head(struct store *store, const struct vm_disk *disk, struct stat_slot *known, struct disk_stat *ret, struct reason *why)
 {
 	struct image *image = NULL;
 	struct view *beneath = NULL;
@@ -171,7 +212,7 @@ static int stat_closed_head(struct store *store, const struct vm_disk *disk, str
 		return err;
 	err = beneath_open(store, disk, &beneath, why);
 	if (!err)
-		err = stat_over(store, image_stat(image), image_virtual_size(image), beneath, ret);
+		err = stat_over(store, image_stat(image), image_virtual_size(image), beneath, known, ret);
 	view_put(beneath);
 	image_put(image);
 	return err;
@@ -179,14 +220,14 @@ static int stat_closed_head(struct store *store, const struct vm_disk *disk, str
 
 /* --- disks --------------------------------------------------------------------------------------------------------------------- */
 
-static int stat_frozen(struct store *store, const struct vm_snapshot *snapshot, const struct vm_disk *disk, struct disk_stat *ret,
-		       struct reason *why)
+static int stat_frozen(struct store *store, const struct vm_snapshot *snapshot, const struct vm_disk *disk, struct stat_slot *known,
+		       struct disk_stat *ret, struct reason *why)
 {
 	struct disk_source source = {disk->path, disk->format, disk->snapshot};
 	struct view *view = NULL;
 	int err = layers_open_view(store, &source, &view, why);
 	if (!err)
-		err = stat_view(view, snapshot ? snapshot->created : 0, ret);
+		err = stat_counted(view, snapshot ? snapshot->created : 0, known, ret);
 	view_put(view);
 	return err;
 }
@@ -258,7 +299,7 @@ static int stat_disk(struct store *store, const struct vm *vm, const struct vm_s
 	if (err || cache_lookup(store->stats, key))
 		return err ? err : reason_set(why, key->err, "%s", key->err ? strerror(-key->err) : "");
 	struct disk_stat made;
-	err = disk->layer ? stat_closed_head(store, disk, &made, why) : stat_frozen(store, snapshot, disk, &made, why);
+	err = disk->layer ? stat_closed_head(store, disk, key, &made, why) : stat_frozen(store, snapshot, disk, key, &made, why);
 	if (!err)
 		key->stat = made;
 	key->err = err;
