@@ -512,6 +512,11 @@ uint64_t image_virtual_size(const struct image *image)
 	return image->virtual_size;
 }
 
+bool image_is_dirty(const struct image *image)
+{
+	return image->format == IMAGE_QCOW2 && image->header.incompatible & QCOW2_INCOMPAT_DIRTY;
+}
+
 const char *image_backing_name(const struct image *image)
 {
 	return image->header.backing_name;

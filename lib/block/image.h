@@ -60,6 +60,8 @@ void image_put(struct image *image);
 /* Whether the file is still what was opened (same size and times, or changed by us). */
 bool image_is_current(const struct image *image);
 
+/* Whether a writer has left it without clearing the dirty bit: its refcounts may lag (qcow2 specification, incompatible feature bit 0). */
+bool image_is_dirty(const struct image *image);
 const char *image_path(const struct image *image);
 const struct stat *image_stat(const struct image *image); /* when it was opened */
 enum image_format image_format(const struct image *image);

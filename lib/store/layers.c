@@ -392,10 +392,11 @@ void layers_sweep(struct store *store)
 /* --- at the start ---------------------------------------------------------------------------------------------- */
 
 /* Reads from the header of NAME which layer of ours lies beneath; BENEATH becomes "" for none. */
-static int read_beneath(struct store *store, const char *name, char beneath[LAYER_NAME_MAX], struct reason *why)
+static int read_beneath(struct store *store, const char *name, char beneath[LAYER_NAME_MAX], bool *ret_dirty, struct reason *why)
 {
 	struct image *image = NULL;
 	*beneath = '\0';
+	*ret_dirty = false;
 	if (layer_format(name) == IMAGE_RAW)
 		return 0;
 	int err = layer_check_place(store, name, why);
@@ -405,6 +406,7 @@ static int read_beneath(struct store *store, const char *name, char beneath[LAYE
 		return err;
 	const char *backing = image_backing_name(image);
 	auto_free char *real = NULL;
+	*ret_dirty = image_is_dirty(image);
 	if (backing && !strchr(name, '/') && !strchr(backing, '/') && layer_name_is_valid(backing)) /* it needn't be there yet */
 		snprintf(beneath, LAYER_NAME_MAX, "%s", backing);
 	else if (backing && trust_resolve(store->trust, layer_place(store, name).dir, backing, &real, NULL) < 0)
@@ -431,12 +433,14 @@ static int load_chain(struct store *store, const char *name, struct reason *why)
 	size_t nr = 0;
 	snprintf(next, sizeof next, "%s", name);
 	for (; *next && !layer_row_find_locked(&store->layers, next); nr++) {
-		int err = read_beneath(store, next, beneath, why);
+		bool dirty = false;
+		int err = read_beneath(store, next, beneath, &dirty, why);
 		if (err)
 			return err;
 		err = row_add_locked(&store->layers, next, beneath, 0);
 		if (err)
 			return err;
+		layer_row_find_locked(&store->layers, next)->dirty = dirty;
 		memcpy(next, beneath, sizeof next);
 	}
 	/* One that was in the table before can't lead back to these. */
@@ -449,12 +453,30 @@ static int load_chain(struct store *store, const char *name, struct reason *why)
 static int load_pending(struct store *store, const struct vm_disk *disk, struct reason *why)
 {
 	char beneath[LAYER_NAME_MAX];
-	int err = layer_row_find_locked(&store->layers, disk->layer) ? 0 : read_beneath(store, disk->layer, beneath, why);
+	bool dirty = false;
+	int err = layer_row_find_locked(&store->layers, disk->layer) ? 0 : read_beneath(store, disk->layer, beneath, &dirty, why);
 	if (!err)
 		err = row_add_locked(&store->layers, disk->layer, disk->pending_base, 0);
 	if (!err && faccessat(layer_place(store, disk->pending_base).dirfd, layer_place(store, disk->pending_base).name, F_OK, AT_SYMLINK_NOFOLLOW) == 0)
 		err = row_add_locked(&store->layers, disk->pending_base, NULL, 0);
 	return err;
+}
+
+int layers_list_dirty(struct store *store, struct dirty_layer **ret, size_t *ret_nr)
+{
+	*ret_nr = 0;
+	pthread_mutex_lock(&store->lock);
+	*ret = mem_new_array(store->layers.nr_rows + 1, sizeof **ret);
+	if (*ret)
+		layers_mark_locked(store);
+	for_each_row(&store->layers, row)
+		if (*ret && row->dirty && row->needed && !row->is_head) {
+			struct dirty_layer *dirty = &(*ret)[(*ret_nr)++];
+			memcpy(dirty->name, row->name, LAYER_NAME_MAX);
+			dirty->vm_id = row->vm_id;
+		}
+	pthread_mutex_unlock(&store->lock);
+	return *ret ? 0 : -ENOMEM;
 }
 
 struct loading {

@@ -27,6 +27,7 @@ struct layer_row {
 	unsigned nr_pins;
 	bool merging;	/* a merge is about to do away with it: nobody may begin to use it */
 	bool spoiled;	/* what is above it is being written into it, or below it: it may never be read by itself again */
+	bool dirty;	/* as it was found at the start */
 	bool cancelled; /* the merge into it was cancelled, or can't be done */
 	/* scratch of the sweep */
 	bool needed;
@@ -150,6 +151,13 @@ struct layer_own {
 
 /* layer_own.c: of the chain whose top is NAME. -ENOENT: there is no such layer, or it isn't VM's. */
 int layers_find_own(struct store *store, uint32_t vm_id, const char *name, struct layer_own *ret);
+
+/* Layers that were found marked dirty and aren't a VM's disk now, which is repaired when it is opened. The caller frees. */
+struct dirty_layer {
+	char name[LAYER_NAME_MAX];
+	uint32_t vm_id; /* a VM that needs it */
+};
+int layers_list_dirty(struct store *store, struct dirty_layer **ret, size_t *ret_nr);
 
 /* Layers one over the other that can become one: names[0] is needed by others too, the rest only by the one above. */
 struct layer_run {

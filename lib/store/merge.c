@@ -94,30 +94,14 @@ static int merge_run(struct merge *m, struct reason *why)
 
 /* --- planning ---------------------------------------------------------------------------------------------------------- */
 
-struct finding {
-	const char *layer;
-	const struct vm_disk *found;
-};
-
-static void find_disk(void *ctx, const struct vm_disk *disk)
-{
-	struct finding *f = ctx;
-	if (!f->found && strcmp(disk->layer, f->layer) == 0)
-		f->found = disk;
-}
-
 static const struct job_kind kind;
 
 static void add_job(struct store *store, const struct layer_run *run)
 {
 	struct entry *entry = table_entry(store, run->vm_id);
 	struct vm *vm = entry ? table_current(store, entry) : NULL;
-	struct finding finding = {.layer = run->names[0]};
-	if (!vm)
-		return;
-	vm_each_layer(vm, find_disk, &finding);
-	const struct vm_disk *disk = finding.found ? finding.found : vm->disks;
-	int err = finding.found || vm->nr_disks ? jobs_add(store, &kind, vm, disk, run->names[0]) : 0;
+	const struct vm_disk *disk = vm ? vm_disk_over_layer(vm, run->names[0]) : NULL;
+	int err = disk ? jobs_add(store, &kind, vm, disk, run->names[0]) : 0;
 	if (err && err != -EEXIST)
 		store_event(store, vm->name, "disk %s: space that deleted snapshots took comes back later: %s", disk->file_name, strerror(-err));
 	vm_put(vm);

@@ -20,6 +20,7 @@
 #include "store/jobs.h"
 #include "store/managed.h"
 #include "store/merge.h"
+#include "store/repair.h"
 #include "store/pending.h"
 #include "store/pool_vm.h"
 #include "store/stat.h"
@@ -272,6 +273,7 @@ int store_start(struct store *store)
 	if (!err)
 		err = pending_add_jobs(store);
 	if (!err) {
+		repair_plan(store);
 		merges_plan(store);
 		full_plan(store);
 	}

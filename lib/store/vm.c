@@ -413,3 +413,22 @@ void vm_each_layer(const struct vm *vm, vm_layer_fn fn, void *ctx)
 	if (vm->saved)
 		each_layer_of(vm->saved->disks, vm->saved->nr_disks, fn, ctx);
 }
+
+struct finding {
+	const char *layer;
+	const struct vm_disk *found;
+};
+
+static void find_disk(void *ctx, const struct vm_disk *disk)
+{
+	struct finding *f = ctx;
+	if (!f->found && strcmp(disk->layer, f->layer) == 0)
+		f->found = disk;
+}
+
+const struct vm_disk *vm_disk_over_layer(const struct vm *vm, const char *layer)
+{
+	struct finding finding = {.layer = layer};
+	vm_each_layer(vm, find_disk, &finding);
+	return finding.found ? finding.found : vm->nr_disks ? vm->disks : NULL;
+}

@@ -32,6 +32,9 @@ typedef void (*vm_layer_fn)(void *ctx, const struct vm_disk *disk);
 /* Calls FN for each disk of a managed VM that names a layer: heads, snapshots, a preview's saved state. */
 void vm_each_layer(const struct vm *vm, vm_layer_fn fn, void *ctx);
 
+/* The disk that names LAYER, else any that may lie over it: whom a job on it is said to work for. NULL: the VM has none. */
+const struct vm_disk *vm_disk_over_layer(const struct vm *vm, const char *layer);
+
 /* Takes disk I out of the description. */
 void vm_disk_drop(struct vm *vm, size_t i);
 void vm_disk_done(struct vm_disk *disk);
