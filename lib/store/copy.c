@@ -116,6 +116,7 @@ static int adopt_locked(struct store *store, struct open_head *oh, struct frozen
 	}
 	frozen_put(oh->origin);
 	oh->origin = frozen_ref(from);
+	full_source_changed(store, oh->entry, oh->layer);
 	atomic_store(&oh->hinting, false);
 	return 0;
 }

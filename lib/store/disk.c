@@ -9,6 +9,7 @@
 #include "base/mem.h"
 #include "store/disk_file.h"
 #include "store/flats.h"
+#include "store/full.h"
 #include "store/managed.h"
 #include "store/stat.h"
 #include "store/store_internal.h"
@@ -418,6 +419,7 @@ static void let_go_beneath(struct disk_file *file)
 		frozen_put(take_ptr(oh->origin));
 		layers_set_beneath(store, oh->layer, NULL);
 		managed_settle(store, oh->entry, oh->layer);
+		full_source_changed(store, oh->entry, oh->layer);
 	}
 	view_put(beneath);
 	pthread_rwlock_unlock(&oh->swap);

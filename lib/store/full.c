@@ -280,7 +280,10 @@ static bool end_about(void *ctx, struct vm_disk *disk)
 {
 	struct ending *e = ctx;
 	struct layer_own own;
-	if (!disk->full || look(e->store, e->vm_id, disk, &own) == FULL_WAITS || strcmp(own.bottom, e->bottom) != 0)
+	if (!disk->full || look(e->store, e->vm_id, disk, &own) == FULL_WAITS)
+		return false;
+	/* Where the head is pushed into a raw file, what it was lies beneath it for a while. */
+	if (strcmp(own.bottom, e->bottom) != 0 && !layers_is_own(e->store, e->vm_id, disk->layer, e->bottom))
 		return false;
 	if (disk->full_base)
 		snprintf(e->base, sizeof e->base, "%s", disk->full_base);
@@ -370,15 +373,88 @@ static int preallocate(struct store *store, struct job *job, const struct layer_
 	return err == -EOPNOTSUPP ? 0 : err;
 }
 
+struct leaving {
+	struct store *store;
+	uint32_t vm_id;
+	const char *bottom; /* the goals that are about it; NULL: that of LAYER alone */
+	const char *layer;
+	const char *base;
+};
+
+static bool leave_base_of(void *ctx, struct vm_disk *disk)
+{
+	const struct leaving *l = ctx;
+	struct layer_own own;
+	if (!disk->full_base || strcmp(disk->full_base, l->base) != 0)
+		return false;
+	if (l->layer ? strcmp(disk->layer, l->layer) != 0
+		     : look(l->store, l->vm_id, disk, &own) == FULL_WAITS || strcmp(own.bottom, l->bottom) != 0)
+		return false;
+	free(take_ptr(disk->full_base));
+	return true;
+}
+
+/* The goal stays, without the raw file. The caller holds the change lock. */
+static int leave_base_locked(struct entry *entry, struct leaving *leaving, struct reason *why)
+{
+	auto_free char *path = layer_path(leaving->store, leaving->base);
+	bool any = false;
+	int err = change_goals(leaving->store, entry, leave_base_of, leaving, &any, why);
+	if (!err && any)
+		store_event(leaving->store, NULL, "%s is what another state of the disk is made into: this one becomes independent, and stays qcow2",
+			    path ? path : leaving->base);
+	return err;
+}
+
+/* It has become part of another disk. */
+static int leave_base(struct store *store, const struct job *job, const struct finding *f, struct reason *why)
+{
+	struct entry *entry = table_entry(store, job->vm_id);
+	struct leaving leaving = {.store = store, .vm_id = job->vm_id, .bottom = f->own.bottom, .base = f->base};
+	pthread_mutex_lock(&entry->change);
+	int err = leave_base_locked(entry, &leaving, why);
+	pthread_mutex_unlock(&entry->change);
+	return err ? err : MERGE_AGAIN;
+}
+
+struct sharing {
+	const char *base;
+	unsigned nr;
+};
+
+static void count_sharing(void *ctx, const struct vm_disk *disk)
+{
+	struct sharing *s = ctx;
+	s->nr += disk->full_base && strcmp(disk->full_base, s->base) == 0;
+}
+
+void full_source_changed(struct store *store, struct entry *entry, const char *layer)
+{
+	struct vm *now = table_current(store, entry);
+	for (size_t i = 0; now && i < now->nr_disks; i++) {
+		const struct vm_disk *disk = &now->disks[i];
+		struct sharing sharing = {.base = disk->full_base};
+		if (strcmp(disk->layer, layer) != 0 || !disk->full_base)
+			continue;
+		vm_each_layer(now, count_sharing, &sharing);
+		struct leaving leaving = {.store = store, .vm_id = now->id, .layer = layer, .base = disk->full_base};
+		if (sharing.nr > 1)
+			leave_base_locked(entry, &leaving, NULL);
+	}
+	vm_put(now);
+}
+
 /* The raw file is made, and comes beneath the layer in the place of what it is a copy of. */
 static int base_layer(struct store *store, struct job *job, const struct finding *f, struct reason *why)
 {
-	int err = full_raw_make(store, job, f->own.bottom, f->base, f->preallocate, why);
+	char name[1][LAYER_NAME_MAX], source[FULL_SOURCE_MAX];
+	int err = full_raw_make(store, job, f->own.bottom, f->base, f->preallocate, source, why);
+	if (err == FULL_RAW_TAKEN)
+		return leave_base(store, job, f, why);
 	if (err)
 		return err;
-	char name[1][LAYER_NAME_MAX];
 	memcpy(name[0], f->own.bottom, LAYER_NAME_MAX);
-	struct merge m = {.store = store, .job = job, .entry = table_entry(store, job->vm_id)};
+	struct merge m = {.store = store, .job = job, .entry = table_entry(store, job->vm_id), .source = source};
 	m.run = (struct layer_run){.names = name, .nr = 1, .vm_id = job->vm_id, .is_head = f->own.is_head};
 	memcpy(m.run.below, f->base, LAYER_NAME_MAX);
 	err = f->own.is_head ? merge_exchange_head_base(&m, why) : merge_exchange_base(&m, why);
@@ -398,6 +474,7 @@ static int push_into_base(struct store *store, struct job *job, const struct fin
 	if (err)
 		return err == -ENOENT ? 0 : err; /* it stays what the chain begins with */
 	m.into = m.run.nr - 1;
+	full_raw_made(store, f->base);
 	uint64_t total = 0;
 	if (layer_allocated(store, f->head, &total) == 0) {
 		atomic_store(&job->progress.done, 0);
@@ -424,6 +501,18 @@ static int settle(struct store *store, const struct job *job, bool preallocated,
 	return err == -ENOENT ? 0 : err;
 }
 
+/* Other files that aren't there may come back: a pool's, a device that isn't active. */
+static bool is_source_gone(struct store *store, const char *layer)
+{
+	struct image *image = NULL;
+	struct view *view = NULL;
+	bool has_layer = layer_open_image(store, layer, &image, NULL) == 0;
+	int err = has_layer ? layers_open_beneath(store, layer, &view, NULL) : 0;
+	image_put(image);
+	view_put(view);
+	return err == -ENOENT;
+}
+
 /* What the disk reads from now on is anybody's guess, so it reads nothing. */
 static void mark_lost(struct store *store, const struct job *job, const struct reason *why)
 {
@@ -446,11 +535,10 @@ static void mark_lost(struct store *store, const struct job *job, const struct r
 	vm_put(now);
 }
 
-static int attempt(struct store *store, struct job *job, bool *ret_ended, struct reason *why)
+static int attempt(struct store *store, struct job *job, struct reason *why)
 {
 	struct finding finding;
 	find(store, job, &finding);
-	*ret_ended = !finding.found;
 	if (!finding.found)
 		return 0;
 	int err = 0;
@@ -466,19 +554,18 @@ static int attempt(struct store *store, struct job *job, bool *ret_ended, struct
 static int run(struct store *store, struct job *job, struct reason *why)
 {
 	int err = MERGE_AGAIN;
-	bool ended = false;
 	for (unsigned nr_again = 0; err == MERGE_AGAIN && nr_again < ATTEMPTS_MAX; nr_again++) {
 		let_others_first(store, job);
-		err = attempt(store, job, &ended, why);
+		err = attempt(store, job, why);
 	}
-	if (err == -ENOENT) {
+	if (err == -ENOENT && is_source_gone(store, job->layer)) {
 		mark_lost(store, job, why);
 		return -ESTALE;
 	}
 	if (err == MERGE_AGAIN)
 		err = -EBUSY;
 	layers_unlink_unneeded(store);
-	if ((!err && !ended) || err == -ECANCELED)
+	if (!err || err == -ECANCELED)
 		merges_plan(store); /* what was kept from being merged meanwhile */
 	if (!err) /* a merge may have made another layer the one that it is about */
 		full_plan(store);
@@ -518,9 +605,9 @@ static int cancelled(struct store *store, uint32_t vm_id, const char *layer, str
 	pthread_mutex_lock(&entry->change);
 	int err = change_goals(store, entry, end_about, &ending, &any, why);
 	struct vm *now = table_current(store, entry);
-	pthread_mutex_unlock(&entry->change);
 	if (!err && *ending.base)
 		full_raw_drop(store, ending.base);
+	pthread_mutex_unlock(&entry->change);
 	if (!err && any && now)
 		store_event(store, now->name, "%s goes on depending on what it lies over: the job that would have ended that was cancelled",
 			    path ? path : layer);

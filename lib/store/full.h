@@ -19,4 +19,8 @@ void full_plan(struct store *store);
 /* Sets the goal for the disk with LAYER of ENTRY's VM, whose change lock the caller holds. */
 int full_want(struct store *store, struct entry *entry, const char *layer, struct reason *why);
 
+/* The disk with LAYER of ENTRY's VM, whose change lock the caller holds, lies over another source now, or over none. A raw file that it was to become stays
+ * that of the snapshots which are to become it, too. */
+void full_source_changed(struct store *store, struct entry *entry, const char *layer);
+
 #endif

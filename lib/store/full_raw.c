@@ -22,8 +22,8 @@
 
 /* --- how far it is ------------------------------------------------------------------------------------------------------------- */
 
-/* STORE/jobs/POOL!FILE.xml or UUID.raw.xml: <fill layer='UUID.qcow2' file='DEVICE:INODE' done='BYTES'/>: all before is stable in that file, of what lies
- * beneath that layer. It is there, and stable, before the file has a byte. */
+/* STORE/jobs/POOL!FILE.xml or UUID.raw.xml: <fill layer='UUID.qcow2' source='…' file='DEVICE:INODE' done='BYTES'/>: all before is stable in that file, of that
+ * source, which lies beneath that layer. It is there, and stable, before the file has a byte. */
 static bool checkpoint_name(char name[LAYER_NAME_MAX + 8], const char *base)
 {
 	snprintf(name, LAYER_NAME_MAX + 8, "%s.xml", base);
@@ -53,8 +53,19 @@ static void file_facts(int fd, char text[64])
 		snprintf(text, 64, "%" PRIu64 ":%" PRIu64, (uint64_t)st.st_dev, (uint64_t)st.st_ino);
 }
 
+void full_raw_describe(const struct view *beneath, char source[FULL_SOURCE_MAX])
+{
+	if (!beneath) {
+		snprintf(source, FULL_SOURCE_MAX, "nothing");
+		return;
+	}
+	const struct stat *st = image_stat(view_layer(beneath, 0));
+	snprintf(source, FULL_SOURCE_MAX, "%" PRIu64 ":%" PRIu64 ":%" PRId64 ":%" PRId64 ".%09ld", (uint64_t)st->st_dev, (uint64_t)st->st_ino,
+		 (int64_t)st->st_size, (int64_t)st->st_mtim.tv_sec, st->st_mtim.tv_nsec);
+}
+
 struct checkpoint {
-	char layer[LAYER_NAME_MAX], file[64];
+	char layer[LAYER_NAME_MAX], source[FULL_SOURCE_MAX], file[64];
 	uint64_t done;
 };
 
@@ -69,50 +80,63 @@ static bool load_checkpoint(struct store *store, const char *base, struct checkp
 	auto_close int file = openat(dirfd, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
 	if (file < 0 || file_load(file, CHECKPOINT_MAX, &text, NULL) < 0)
 		return false;
-	return sscanf(text, "<fill layer='%255[^']' file='%63[^']' done='%" SCNu64 "'/>", ret->layer, ret->file, &ret->done) == 3;
+	return sscanf(text, "<fill layer='%255[^']' source='%127[^']' file='%63[^']' done='%" SCNu64 "'/>", ret->layer, ret->source, ret->file,
+		      &ret->done) == 4;
 }
 
-/* What lies beneath another layer may read otherwise. */
-static bool is_for(struct store *store, const char *base, const char *layer)
+/* What lies beneath another layer, or later beneath the same, may read otherwise. */
+static bool load_own(struct store *store, const char *base, const char *layer, const char *source, struct checkpoint *ret)
 {
-	struct checkpoint checkpoint;
-	return load_checkpoint(store, base, &checkpoint) && strcmp(checkpoint.layer, layer) == 0;
+	return load_checkpoint(store, base, ret) && strcmp(ret->layer, layer) == 0 && strcmp(ret->source, source) == 0;
 }
 
-/* 0 where nothing is known. */
-static uint64_t done_before(struct store *store, const char *base, const char *layer, int fd)
+static bool is_for(struct store *store, const char *base, const char *layer, const char *source)
 {
 	struct checkpoint checkpoint;
-	char facts[64];
-	file_facts(fd, facts);
-	return load_checkpoint(store, base, &checkpoint) && strcmp(checkpoint.layer, layer) == 0 && strcmp(checkpoint.file, facts) == 0 ? checkpoint.done : 0;
+	return load_own(store, base, layer, source, &checkpoint);
 }
 
 static void forget_checkpoint(struct store *store, const char *base)
 {
 	char name[LAYER_NAME_MAX + 8];
 	auto_close int dirfd = open_jobs_dir(store, false);
-	if (dirfd >= 0 && checkpoint_name(name, base))
-		unlinkat(dirfd, name, 0);
+	if (dirfd >= 0 && checkpoint_name(name, base) && unlinkat(dirfd, name, 0) == 0)
+		dir_sync(dirfd);
 }
 
 struct checkpoints {
 	struct store *store;
-	const char *base, *layer;
+	const char *base, *layer, *source;
 	int fd;
 };
 
-/* A failure costs nothing but time: what another layer was said to be beneath isn't taken for this one's. */
-static int save_checkpoint(void *ctx, uint64_t off)
+/* 0 where nothing is known. */
+static uint64_t done_before(const struct checkpoints *c)
 {
-	const struct checkpoints *c = ctx;
-	char name[LAYER_NAME_MAX + 8], facts[64], text[CHECKPOINT_MAX];
-	auto_close int dirfd = open_jobs_dir(c->store, true);
-	if (dirfd < 0 || !checkpoint_name(name, c->base))
-		return 0;
+	struct checkpoint checkpoint;
+	char facts[64];
 	file_facts(c->fd, facts);
-	int len = snprintf(text, sizeof text, "<fill layer='%s' file='%s' done='%" PRIu64 "'/>\n", c->layer, facts, off);
-	file_replace(dirfd, name, text, (size_t)len, 0600);
+	return load_own(c->store, c->base, c->layer, c->source, &checkpoint) && strcmp(checkpoint.file, facts) == 0 ? checkpoint.done : 0;
+}
+
+/* Without one, for a name that is too long, all is done again after a crash. */
+static int save_checkpoint(const struct checkpoints *c, uint64_t off)
+{
+	char name[LAYER_NAME_MAX + 8], facts[64], text[CHECKPOINT_MAX];
+	if (!checkpoint_name(name, c->base))
+		return 0;
+	auto_close int dirfd = open_jobs_dir(c->store, true);
+	if (dirfd < 0)
+		return dirfd;
+	file_facts(c->fd, facts);
+	int len = snprintf(text, sizeof text, "<fill layer='%s' source='%s' file='%s' done='%" PRIu64 "'/>\n", c->layer, c->source, facts, off);
+	return file_replace(dirfd, name, text, (size_t)len, 0600);
+}
+
+/* That it is further than the last one says costs nothing but time. */
+static int note_progress(void *ctx, uint64_t off)
+{
+	save_checkpoint(ctx, off);
 	return 0;
 }
 
@@ -156,6 +180,8 @@ int full_raw_reserve(struct store *store, const char *base, const struct layer_o
 		else
 			*size = (uint64_t)end & ~511ull;
 	}
+	if (!err && layers_is_wanted(store, base)) /* though its file has gone */
+		err = reason_set(why, -EEXIST, "%s is what another disk is made into", base);
 	if (err)
 		layer_file_cancel(store, base);
 	else
@@ -163,12 +189,26 @@ int full_raw_reserve(struct store *store, const char *base, const struct layer_o
 	return err;
 }
 
+static void note_goal(void *ctx, const struct vm_disk *disk)
+{
+	const char **base = ctx;
+	if (*base && disk->full_base && strcmp(disk->full_base, *base) == 0)
+		*base = NULL;
+}
+
+bool full_raw_is_goal(struct store *store, struct entry *entry, const char *base)
+{
+	struct vm *vm = table_current(store, entry);
+	if (vm)
+		vm_each_layer(vm, note_goal, &base);
+	vm_put(vm);
+	return !base;
+}
+
 void full_raw_drop(struct store *store, const char *base)
 {
-	if (layers_pin(store, base) == 0) { /* it is beneath something */
-		layers_unpin(store, base);
+	if (layers_is_wanted(store, base))
 		return;
-	}
 	if (layer_file_is_finished(store, base))
 		layer_file_unlink(store, base);
 	else
@@ -195,12 +235,12 @@ static int fill_from(struct checkpoints *checkpoints, struct job *job, struct vi
 {
 	struct fill_spec spec = {
 		.virtual_size = size,
-		.from = done_before(checkpoints->store, checkpoints->base, checkpoints->layer, checkpoints->fd),
+		.from = done_before(checkpoints),
 		.preallocate = preallocate,
 		.done = &job->progress.done,
 		.total = &job->progress.total,
 		.stop = &job->progress.stop,
-		.checkpoint = save_checkpoint,
+		.checkpoint = note_progress,
 		.ctx = checkpoints,
 	};
 	if (spec.from > size)
@@ -209,16 +249,39 @@ static int fill_from(struct checkpoints *checkpoints, struct job *job, struct vi
 	int err = view_lock(view, why);
 	if (err)
 		return err;
-	save_checkpoint(checkpoints, spec.from);
-	err = view_fill_raw(view, checkpoints->fd, &spec, why);
+	err = save_checkpoint(checkpoints, spec.from);
+	if (!err)
+		err = view_fill_raw(view, checkpoints->fd, &spec, why);
 	view_unlock(view);
 	return err;
 }
 
-static int fill(struct store *store, struct job *job, const char *layer, const char *base, bool preallocate, struct reason *why)
+/* Who ends the goal drops the base afterwards: the one as the other with the change lock, so that it isn't begun for nobody. */
+static int begin(struct store *store, const struct job *job, const char *base, const struct layer_owner *owner, int *ret_fd, struct reason *why)
+{
+	struct entry *entry = table_entry(store, job->vm_id);
+	pthread_mutex_lock(&entry->change);
+	int err = full_raw_is_goal(store, entry, base) ? layer_file_begin(store, base, owner, true, ret_fd, why) : -EAGAIN;
+	pthread_mutex_unlock(&entry->change);
+	return err;
+}
+
+/* In the table before it has its name: who drops it knows then that the file is the table's. */
+static int publish(struct store *store, const char *base, int fd, struct reason *why)
+{
+	int err = layers_add_new(store, base, NULL);
+	if (err)
+		return err == -EEXIST ? FULL_RAW_TAKEN : err;
+	err = layer_file_finish(store, base, fd, why);
+	if (err)
+		layers_forget(store, base);
+	return err == -ESTALE ? -EAGAIN : err;
+}
+
+static int fill(struct store *store, struct job *job, const char *layer, const char *base, bool preallocate, struct view *view, const char *source,
+		struct reason *why)
 {
 	struct image *image = NULL;
-	struct view *view = NULL;
 	int err = layer_open_image(store, layer, &image, why);
 	if (err)
 		return err;
@@ -227,32 +290,53 @@ static int fill(struct store *store, struct job *job, const char *layer, const c
 	const struct layer_owner owner = {st->st_mode & 0777, st->st_uid, st->st_gid};
 	auto_close int fd = -1;
 	atomic_store(&job->progress.done, 0);
-	err = layers_open_beneath(store, layer, &view, why);
-	if (!err)
-		err = layer_file_begin(store, base, &owner, true, &fd, why);
-	struct checkpoints checkpoints = {store, base, layer, fd};
+	err = begin(store, job, base, &owner, &fd, why);
+	struct checkpoints checkpoints = {store, base, layer, source, fd};
 	if (!err && view)
 		err = fill_from(&checkpoints, job, view, size, preallocate, why);
-	else if (!err && !(err = fill_zeros(fd, size, preallocate)))
-		save_checkpoint(&checkpoints, size);
+	else if (!err && !(err = save_checkpoint(&checkpoints, 0)))
+		err = fill_zeros(fd, size, preallocate);
 	if (!err)
-		err = layer_file_finish(store, base, fd, why);
-	view_put(view);
+		err = publish(store, base, fd, why);
 	image_put(image);
 	return err;
 }
 
-int full_raw_make(struct store *store, struct job *job, const char *layer, const char *base, bool preallocate, struct reason *why)
+/* The header of LAYER may name it though we failed to hear so: then it is no copy of what lies beneath it but that. */
+static bool lies_beneath(struct store *store, const char *base, const struct view *view)
+{
+	char name[LAYER_NAME_MAX];
+	return view && layer_of_path(store, image_path(view_layer(view, 0)), name) && strcmp(name, base) == 0;
+}
+
+static int make_from(struct store *store, struct job *job, const char *layer, const char *base, bool preallocate, struct view *view, const char *source,
+		     struct reason *why)
 {
 	bool finished = layer_file_is_finished(store, base);
-	int err = 0;
-	if (finished && !is_for(store, base, layer)) {
-		layer_abandon(store, base);
-		finished = false;
+	if (lies_beneath(store, base, view))
+		return reason_set(why, -EIO, "%s names %s already: it goes on with the next start", layer, base);
+	if (finished && is_for(store, base, layer, source)) {
+		int err = layers_pin(store, base);
+		return err ? layers_add_new(store, base, NULL) : 0;
 	}
-	if (!finished)
-		err = fill(store, job, layer, base, preallocate, why);
-	return err ? err : layers_add(store, base, NULL);
+	if (finished && !layers_take_unused(store, base))
+		return FULL_RAW_TAKEN;
+	if (finished)
+		layer_file_unlink(store, base);
+	return fill(store, job, layer, base, preallocate, view, source, why);
+}
+
+int full_raw_make(struct store *store, struct job *job, const char *layer, const char *base, bool preallocate, char source[FULL_SOURCE_MAX],
+		  struct reason *why)
+{
+	struct view *view = NULL;
+	int err = layers_open_beneath(store, layer, &view, why);
+	if (err)
+		return err;
+	full_raw_describe(view, source);
+	err = make_from(store, job, layer, base, preallocate, view, source, why);
+	view_put(view);
+	return err;
 }
 
 void full_raw_made(struct store *store, const char *base)

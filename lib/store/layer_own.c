@@ -78,3 +78,17 @@ int layers_find_own(struct store *store, uint32_t vm_id, const char *name, struc
 	pthread_mutex_unlock(&store->lock);
 	return err;
 }
+
+bool layers_is_own(struct store *store, uint32_t vm_id, const char *top, const char *name)
+{
+	const struct layers *layers = &store->layers;
+	bool found = false;
+	size_t nr = 0;
+	pthread_mutex_lock(&store->lock);
+	mark_locked(store, vm_id);
+	for (const struct layer_row *row = layer_row_find_locked(layers, top); row && is_own(row) && !found && nr++ < layers->nr_rows;
+	     row = *row->beneath ? layer_row_find_locked(layers, row->beneath) : NULL)
+		found = strcmp(row->name, name) == 0;
+	pthread_mutex_unlock(&store->lock);
+	return found;
+}

@@ -535,7 +535,41 @@ static bool is_wanted(void *ctx, const char *layer)
 
 bool layers_is_wanted(struct store *store, const char *name)
 {
-	return is_wanted(store, name);
+	pthread_mutex_lock(&store->lock);
+	bool wanted = is_wanted(store, name);
+	pthread_mutex_unlock(&store->lock);
+	return wanted;
+}
+
+static void note_named(void *ctx, const struct vm_disk *disk)
+{
+	struct wanted *w = ctx;
+	if (strcmp(disk->layer, w->layer) == 0)
+		w->found = true;
+}
+
+static bool is_used_locked(struct store *store, const struct layer_row *used)
+{
+	struct wanted wanted = {used->name, used->nr_pins || used->merging};
+	for_each_row(&store->layers, row)
+		wanted.found = wanted.found || strcmp(row->beneath, used->name) == 0;
+	for (const struct open_head *oh = store->heads; oh; oh = oh->next)
+		wanted.found = wanted.found || strcmp(oh->layer, used->name) == 0;
+	for (size_t e = 0; !wanted.found && e < store->nr_entries; e++)
+		if (store->entries[e]->vm)
+			vm_each_layer(store->entries[e]->vm, note_named, &wanted);
+	return wanted.found;
+}
+
+bool layers_take_unused(struct store *store, const char *name)
+{
+	pthread_mutex_lock(&store->lock);
+	struct layer_row *row = layer_row_find_locked(&store->layers, name);
+	bool unused = !store->layers.unknown && !(row && is_used_locked(store, row));
+	if (row && unused)
+		row_remove_locked(&store->layers, row);
+	pthread_mutex_unlock(&store->lock);
+	return unused;
 }
 
 static bool is_leftover(struct store *store, const char *name)

@@ -151,6 +151,8 @@ struct layer_own {
 
 /* layer_own.c: of the chain whose top is NAME. -ENOENT: there is no such layer, or it isn't VM's. */
 int layers_find_own(struct store *store, uint32_t vm_id, const char *name, struct layer_own *ret);
+/* Whether NAME is in that part of the chain whose top is TOP. */
+bool layers_is_own(struct store *store, uint32_t vm_id, const char *top, const char *name);
 
 /* Layers that were found marked dirty and aren't a VM's disk now, which is repaired when it is opened. The caller frees. */
 struct dirty_layer {
@@ -199,8 +201,10 @@ void layers_resume_runs(struct store *store, const struct vm *vm);
 
 /* At the start: unlinks every file of ours, in STORE/layers and in the pools, that isn't in the table, nor is what a disk shall become. */
 void layers_clear_leftovers(struct store *store);
-/* Whether NAME is in the table, or what a disk shall become. At the start: without a lock. */
+/* Whether NAME is in the table, or what a disk of any VM, now or in a snapshot, shall become. */
 bool layers_is_wanted(struct store *store, const char *name);
+/* Takes NAME out of the table, if it is there, for the caller to unlink; false: a layer lies over it, or somebody uses it. */
+bool layers_take_unused(struct store *store, const char *name);
 
 void layers_done(struct layers *layers);
 

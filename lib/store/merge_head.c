@@ -81,6 +81,15 @@ static bool is_still_top(const struct hold *h)
 	return h->oh->head && strcmp(h->oh->layer, h->m->run.names[0]) == 0;
 }
 
+/* And lies over the rest of the run: it may have been emptied, of which the table hears a moment later. */
+static bool lies_over_run(const struct hold *h)
+{
+	struct view *below = is_still_top(h) ? head_below(h->oh->head) : NULL;
+	bool lies_over = below && layers_run_is_current(h->m->store, &h->m->run);
+	view_put(below);
+	return lies_over;
+}
+
 static int flush_shared(struct hold *h)
 {
 	pthread_rwlock_rdlock(&h->oh->swap);
@@ -333,7 +342,7 @@ static int finish_closed(struct hold *h, bool rest, const struct stat *owner, st
 static int step_closed(struct hold *h, unsigned round, bool *ret_done, struct reason *why)
 {
 	struct merge *m = h->m;
-	if (!is_still_top(h))
+	if (!lies_over_run(h))
 		return MERGE_AGAIN;
 	uint64_t size = head_virtual_size(h->oh->head), rest = 0;
 	uint64_t dest_size = (size + 511) & ~511ull;

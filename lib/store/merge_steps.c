@@ -10,6 +10,7 @@
 #include "base/file.h"
 #include "base/mem.h"
 #include "block/merge.h"
+#include "store/full_raw.h"
 #include "store/store_internal.h"
 
 #define CHUNK	   (4u << 20)	 /* between two looks at `stop`; what a guest's flush may have to wait for */
@@ -261,22 +262,12 @@ int merge_preallocate(struct merge *m, struct reason *why)
 
 /* --- another base ---------------------------------------------------------------------------------------------------- */
 
-static void note_goal(void *ctx, const struct vm_disk *disk)
+/* Whether what lies BENEATH is what the new base is a copy of. Who empties a disk, or puts it over something else, changes that. */
+static bool is_over_source(const struct merge *m, const struct view *beneath)
 {
-	const char **base = ctx;
-	if (*base && disk->full_base && strcmp(disk->full_base, *base) == 0)
-		*base = NULL;
-}
-
-/* Whether the new base is still what a disk shall become: else it may be about to go. */
-static bool is_wanted(const struct merge *m)
-{
-	const char *base = m->run.below;
-	struct vm *vm = table_current(m->store, m->entry);
-	if (vm)
-		vm_each_layer(vm, note_goal, &base);
-	vm_put(vm);
-	return !base;
+	char source[FULL_SOURCE_MAX];
+	full_raw_describe(beneath, source);
+	return strcmp(source, m->source) == 0;
 }
 
 int merge_exchange(struct merge *m, struct head *head, struct open_head *oh, struct reason *why)
@@ -286,7 +277,8 @@ int merge_exchange(struct merge *m, struct head *head, struct open_head *oh, str
 	auto_free char *name = NULL;
 	const struct disk_source source = {path, layer_format(m->run.below), NULL};
 	struct view *view = NULL, *beneath = head_below(head);
-	int err = !is_wanted(m) ? -ECANCELED : path ? layer_backing_name(store, m->run.names[0], path, &name, why) : -ENOMEM;
+	bool is_current = full_raw_is_goal(store, m->entry, m->run.below) && is_over_source(m, beneath);
+	int err = !is_current ? MERGE_AGAIN : path ? layer_backing_name(store, m->run.names[0], path, &name, why) : -ENOMEM;
 	if (!err)
 		err = layers_open_view(store, &source, &view, why);
 	if (!err && oh)

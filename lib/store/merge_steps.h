@@ -13,6 +13,7 @@ struct merge {
 	struct layer_run run;
 	size_t into; /* which of the run takes up the others */
 	bool whole; /* all that lies beneath the run's only layer, whosever it is, is pulled into it, which then lies over nothing */
+	const char *source; /* merge_exchange_base(): what run.below is a copy of, by full_raw_describe() */
 	bool into_raw; /* the destination is a raw file, which becomes the disk: vm.xml names it then */
 	uint64_t nr_unflushed; /* bytes */
 	size_t nr_pulled; /* layers, from what lies beneath the destination on */
@@ -62,7 +63,8 @@ int merge_each_piece(struct merge *m, uint64_t size, int (*fn)(void *ctx, uint64
 int merge_exchange_base(struct merge *m, struct reason *why);
 int merge_exchange_head_base(struct merge *m, struct reason *why);
 
-/* The same for an open HEAD; OH as in merge_rebase(). The VM's change lock is held. -ECANCELED: no disk shall become run.below any more. */
+/* The same for an open HEAD; OH as in merge_rebase(). The VM's change lock is held. MERGE_AGAIN: no disk shall become run.below any more, or it
+ * isn't a copy of what the head lies over. */
 int merge_exchange(struct merge *m, struct head *head, struct open_head *oh, struct reason *why);
 
 /* merge_head.c: the top of the run is a VM's disk now. */
