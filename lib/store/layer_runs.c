@@ -49,7 +49,7 @@ int layers_list_uses(struct store *store, struct layer_use **ret, size_t *ret_nr
 
 static bool is_mergeable(const struct layer_row *row)
 {
-	return row->needed && !row->named && row->nr_children == 1 && strstr(row->name, ".qcow2");
+	return row->needed && !row->named && row->nr_children == 1 && layer_format(row->name) == IMAGE_QCOW2;
 }
 
 /* The mergeable layers below TOP, which isn't one. A pin without a VM, or a head that is open but no disk any more, is about to go; the state
@@ -58,7 +58,7 @@ static int run_below_locked(const struct layers *layers, const struct layer_row 
 {
 	size_t cap = 0;
 	*ret = (struct layer_run){.vm_id = top->vm_id, .is_head = top->is_head};
-	if (!top->needed || !top->vm_id || top->kept || is_mergeable(top) || !strstr(top->name, ".qcow2"))
+	if (!top->needed || !top->vm_id || top->kept || is_mergeable(top) || layer_format(top->name) != IMAGE_QCOW2)
 		return -ENOENT;
 	/* A damaged store may have a chain that comes back to its top. */
 	for (const struct layer_row *row = top; row && ret->nr < layers->nr_rows && (row == top || is_mergeable(row));

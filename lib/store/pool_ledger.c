@@ -367,9 +367,12 @@ static int publish_part(struct pool *pool, const char *file, enum pool_making ho
 		return err;
 	if (fd >= 0 && (fstat(fd, &st) < 0 || st.st_ino != id.ino))
 		return -ESTALE;
-	if (entry->nr_ids == 2)
+	/* What an attempt before this one has left there goes. */
+	size_t i = how == POOL_REPLACE ? 1 : 0;
+	if (entry->nr_ids < i)
 		return -EUCLEAN;
-	entry->ids[entry->nr_ids++] = id;
+	entry->ids[i] = id;
+	entry->nr_ids = i + 1;
 	err = entry_save(pool, file, entry);
 	if (!err && how == POOL_REPLACE)
 		err = renameat(pool->dirfd, entry->part, pool->dirfd, file) < 0 ? -errno : 0;
