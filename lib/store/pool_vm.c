@@ -333,7 +333,6 @@ int pool_check_rename(const char *layer, const char *new_name, struct reason *wh
 static int commit_name(struct store *store, struct entry *entry, const struct vm *now, size_t i, const char *layer)
 {
 	struct vm *next = vm_copy(now);
-	struct open_head *oh = head_lookup(store, &now->disks[i]);
 	if (!next)
 		return -ENOMEM;
 	struct vm_disk *disk = &next->disks[i];
@@ -343,23 +342,11 @@ static int commit_name(struct store *store, struct entry *entry, const struct vm
 		vm_put(next);
 		return -ENOMEM;
 	}
-	int err = managed_commit(store, entry, vm_ref(next), NULL);
-	if (!err && oh) {
-		pthread_rwlock_wrlock(&oh->swap);
-		head_detach(oh);
-		struct reason why = {0};
-		int head_err = head_reattach(store, oh, disk, &why);
-		pthread_rwlock_unlock(&oh->swap);
-		if (head_err)
-			store_event(store, NULL, "pool %s: %s can't be opened again: %s; close it in all programs and open it anew", now->name,
-				    disk->file_name, *why.text ? why.text : strerror(-head_err));
-	}
-	vm_put(next);
-	return err;
+	return managed_commit(store, entry, next, NULL);
 }
 
 /* The file has both names while vm.xml changes; the sweep takes the old one away. */
-static int rename_file(struct store *store, struct entry *entry, const struct vm *now, size_t i, const char *layer)
+static int give_name(struct store *store, struct entry *entry, const struct vm *now, size_t i, const char *layer)
 {
 	char old[LAYER_NAME_MAX];
 	snprintf(old, sizeof old, "%s", now->disks[i].layer);
@@ -383,6 +370,39 @@ static int rename_file(struct store *store, struct entry *entry, const struct vm
 	struct stat st;
 	if (fstatat(at.dirfd, at.name, &st, AT_SYMLINK_NOFOLLOW) == 0)
 		image_cache_forget(store->images, st.st_dev, st.st_ino); /* known by the name it had */
+	return err;
+}
+
+/* By the file's new name; all that was written to it is stable. The caller holds swap exclusively. */
+static void reopen_head(struct store *store, struct entry *entry, const char *file_name, struct open_head *oh)
+{
+	struct reason why = {0};
+	struct vm *now = table_current(store, entry);
+	const struct vm_disk *disk = vm_find_disk(now->disks, now->nr_disks, file_name);
+	int err = head_detach(oh);
+	if (err)
+		oh->lost_err = err;
+	else
+		err = head_reattach(store, oh, disk, &why);
+	if (err)
+		store_event(store, NULL, "pool %s: %s can't be opened again: %s; close it in all programs and open it anew", now->name, file_name,
+			    *why.text ? why.text : strerror(-err));
+	vm_put(now);
+}
+
+/* What can't be written is for the next fsync to say, which a head that is opened anew wouldn't know of: then the file keeps the name that it has. */
+static int rename_file(struct store *store, struct entry *entry, const struct vm *now, size_t i, const char *layer)
+{
+	struct open_head *oh = head_lookup(store, &now->disks[i]);
+	if (!oh)
+		return give_name(store, entry, now, i, layer);
+	pthread_rwlock_wrlock(&oh->swap);
+	int err = oh->head ? head_flush(oh->head) : 0;
+	if (!err)
+		err = give_name(store, entry, now, i, layer);
+	if (!err)
+		reopen_head(store, entry, now->disks[i].file_name, oh);
+	pthread_rwlock_unlock(&oh->swap);
 	return err;
 }
 

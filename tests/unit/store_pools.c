@@ -2,6 +2,7 @@
  * there before. */
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 
 #include "base/file.h"
 #include "base/mem.h"
@@ -26,6 +27,19 @@ static void reopen(void)
 {
 	store_close(store);
 	open_store("fast");
+}
+
+/* The system's, but for one file. */
+static ino_t failing_sync;
+
+int fdatasync(int fd)
+{
+	struct stat st;
+	if (failing_sync && fstat(fd, &st) == 0 && st.st_ino == failing_sync) {
+		errno = EIO;
+		return -1;
+	}
+	return (int)syscall(SYS_fdatasync, fd);
 }
 
 /* Files in the pool and entries in its ledger. */
@@ -78,6 +92,15 @@ static void foreign_files_stay(void)
 	CHECK_ERR(pool_part_begin(fast(), "late.raw", POOL_NEW, -1, part), 0);
 	make_file(part);
 	make_file("late.raw");
+	for (int i = 0; i < 4; i++)
+		CHECK_ERR(pool_part_publish(fast(), "late.raw", POOL_NEW, -1), -EEXIST);
+	run("mv %s/fast/late.raw %s/late", dir, dir);
+	CHECK_ERR(pool_part_publish(fast(), "late.raw", POOL_NEW, -1), 0);
+	CHECK(pool_has(fast(), "late.raw"));
+	pool_unlink(fast(), "late.raw");
+	CHECK_ERR(pool_part_begin(fast(), "late.raw", POOL_NEW, -1, part), 0);
+	make_file(part);
+	run("mv %s/late %s/fast/late.raw", dir, dir);
 	CHECK_ERR(pool_part_publish(fast(), "late.raw", POOL_NEW, -1), -EEXIST);
 	pool_part_abandon(fast(), "late.raw");
 	check_counts(3, 0);
@@ -296,6 +319,31 @@ static void interrupted_renaming(void)
 	check_counts(0, 0);
 }
 
+/* What the device doesn't take is what the next fsync says, whatever names the file gets in between. */
+static void failed_write(const char *name, const char *new_name)
+{
+	struct stat st;
+	struct disk_file *file = NULL;
+	make_volume(name);
+	struct vm *vm = pool_vm("fast");
+	CHECK_ERR(disk_open(store, vm, NULL, volume_of(vm, name), true, &file, &why), 0);
+	CHECK_ERR(disk_write(file, "lost", 4, 100), 0);
+	CHECK(fstatat(fast()->dirfd, name, &st, 0) == 0);
+	failing_sync = st.st_ino;
+	CHECK_ERR(disk_rename(store, vm, name, new_name, &why), 0);
+	failing_sync = 0;
+	CHECK(disk_flush(file) < 0);
+	CHECK(pool_owns(fast(), name) && !pool_owns(fast(), new_name));
+	disk_close(file, &why);
+	vm_put(vm);
+	reopen();
+	CHECK(!pool_owns(fast(), name) && pool_owns(fast(), new_name));
+	vm = pool_vm("fast");
+	CHECK_ERR(disk_remove(store, vm, new_name, &why), 0);
+	vm_put(vm);
+	check_counts(0, 0);
+}
+
 static void write_disk(const struct vm *vm, int value, uint64_t off, size_t len)
 {
 	struct disk_file *file = NULL;
@@ -379,6 +427,36 @@ static void disks_in_pool(void)
 	check_counts(0, 0);
 }
 
+/* A raw volume is one whatever else its name says: it isn't merged into what lies over it. */
+static void raw_by_its_ending(void)
+{
+	CHECK_ERR(store_start(store), 0);
+	struct vm *from = store_find(store, PLACE_VMS, "leaf"), *vm = NULL;
+	const struct clone_spec spec = {
+		.name = "clone",
+		.uid = getuid(),
+		.gid = getgid(),
+		.all = {.mode = CLONE_FULL, .format = IMAGE_RAW, .pool = "fast", .volume = "v.qcow2.raw"},
+	};
+	CHECK(from);
+	CHECK_ERR(store_clone_with(store, from, vm_find_snapshot(from, "web"), &spec, &vm, &why), 0);
+	vm_put(from);
+	vm_put(vm);
+	memset(bytes, 0, sizeof bytes);
+	wait_for_jobs(store);
+	take_snapshot("one", 3);
+	vm = find_clone();
+	CHECK_ERR(store_snapshot_delete(store, vm, "one", SNAPSHOT_DROP, &why), 0);
+	vm_put(vm);
+	wait_for_jobs(store);
+	vm = find_clone();
+	CHECK(pool_has(fast(), "v.qcow2.raw"));
+	check_disk(vm);
+	CHECK_ERR(store_remove(store, vm, &why), 0);
+	vm_put(vm);
+	check_counts(0, 0);
+}
+
 /* --- configuration ------------------------------------------------------------------------------------------------------------- */
 
 static void refused(const char *name, const char *other, const char *sub)
@@ -406,7 +484,10 @@ int main(void)
 	late_finish();
 	names();
 	interrupted_renaming();
+	failed_write("e.img", "f.img");
+	failed_write("e.qcow2", "f.qcow2");
 	disks_in_pool();
+	raw_by_its_ending();
 	store_close(store);
 	refused("a", "b", "fast");
 	refused("a", "a", "src");
