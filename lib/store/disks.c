@@ -42,6 +42,12 @@ static int refuse_found(const struct vm *vm, const char *file_name, struct reaso
 
 /* --- removing --------------------------------------------------------------------------------------------------------------- */
 
+/* DISK is about to lose its name: who has it open mustn't see, by its number, what gets that next. */
+static int keep_apart(struct store *store, struct entry *entry, const struct vm_disk *disk)
+{
+	return head_lookup(store, disk) ? table_renumber_disk(store, entry, disk->file_name) : 0;
+}
+
 /* DISK is no disk of the VM any more. Who has it open goes on; its layer goes when nobody does. */
 static void let_go(struct store *store, const struct vm_disk *disk)
 {
@@ -64,7 +70,11 @@ static int remove_locked(struct store *store, struct entry *entry, const struct 
 	if (!next)
 		return -ENOMEM;
 	vm_disk_drop(next, (size_t)i);
-	int err = managed_commit(store, entry, next, why);
+	int err = keep_apart(store, entry, &now->disks[i]);
+	if (err)
+		vm_put(next);
+	else
+		err = managed_commit(store, entry, next, why);
 	if (!err)
 		let_go(store, &now->disks[i]);
 	return err;
@@ -187,7 +197,7 @@ static int rename_locked(struct store *store, struct entry *entry, const struct 
 	struct vm_disk *disk = &next->disks[from];
 	free(disk->target);
 	disk->target = now->place == PLACE_POOLS ? NULL : manifest_target_of(new_name);
-	if (text_set(&disk->file_name, new_name)) {
+	if (text_set(&disk->file_name, new_name) || (replaced >= 0 && keep_apart(store, entry, &now->disks[replaced]))) {
 		vm_put(next);
 		return -ENOMEM;
 	}

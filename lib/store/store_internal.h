@@ -108,6 +108,9 @@ int table_publish_locked(struct store *store, struct entry *entry, struct vm *vm
 /* Gives the VM and its parts their ids. */
 int table_number_locked(struct entry *entry, struct vm *vm);
 
+/* The next disk called FILE_NAME gets another number than the one that has it, or had. */
+int table_renumber_disk(struct store *store, struct entry *entry, const char *file_name);
+
 /* The VM is gone. Names and numbers of a found one are remembered: it may come back. */
 void table_withdraw(struct store *store, struct entry *entry);
 void table_withdraw_locked(struct store *store, struct entry *entry);

@@ -1,5 +1,6 @@
 /* Which VMs there are: their numbers, their names, their descriptions. */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -143,6 +144,18 @@ int table_number_locked(struct entry *entry, struct vm *vm)
 		disks_unnumber(snapshot->disks, snapshot->nr_disks);
 		err = disks_number(entry, vm, snapshot->disks, snapshot->nr_disks);
 	}
+	return err;
+}
+
+/* "/": no disk is called that. */
+int table_renumber_disk(struct store *store, struct entry *entry, const char *file_name)
+{
+	char nobody[16];
+	pthread_mutex_lock(&store->lock);
+	uint32_t id = intern_lookup(&entry->disk_names, file_name);
+	snprintf(nobody, sizeof nobody, "/%u", id);
+	int err = id ? intern_reuse(&entry->disk_names, id, nobody) : 0;
+	pthread_mutex_unlock(&store->lock);
 	return err;
 }
 

@@ -2,7 +2,7 @@
  *
  * A struct vm is a description at one moment: made whole, then never changed, shared by counted references. When the VM changes, a
  * new description takes its place in the store. Ids are given by the store and keep their meaning while it is open, from one description
- * to the next: a VM's id is never used again; a disk's id stands for its name within that VM, so does a snapshot's, but a managed VM's stands
+ * to the next: a VM's id is never used again; a disk's id stands for its name within that VM (but not for one that comes while another, which had the name, is still open); so does a snapshot's, but a managed VM's stands
  * for its UUID: what is renamed stays the same file, what gets an old name doesn't. */
 #ifndef STORE_VM_H
 #define STORE_VM_H

@@ -152,6 +152,7 @@ exec 7<mnt/pools/fast/reused.img
 rm mnt/pools/fast/reused.img
 cp $snap/base/disks/vda.img mnt/pools/fast/reused.img
 same want/base.img mnt/pools/fast/reused.img
+same want/web.img - <&7
 exec 7<&-
 has_its_name() { # looking is what makes it so
 	ls mnt/pools/fast >/dev/null
