@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "base/mem.h"
+#include "fs/callers.h"
 #include "fs/control_clone.h"
 #include "fs/ops.h"
 #include "meta/action.h"
@@ -16,17 +17,19 @@
 #define MADE_NAMES_MAX 1000
 
 struct control {
+	pid_t opener; /* process; 0: not known */
 	pthread_mutex_t lock;
 	/* protected by lock */
 	struct strbuf text;
 	size_t taken; /* bytes at its beginning that have been carried out */
 };
 
-int control_new(struct control **ret)
+int control_new(pid_t thread, struct control **ret)
 {
 	struct control *control = calloc(1, sizeof *control);
 	if (!control)
 		return -ENOMEM;
+	control->opener = callers_process(thread);
 	pthread_mutex_init(&control->lock, NULL);
 	*ret = control;
 	return 0;
@@ -44,6 +47,15 @@ void control_free(struct control *control)
 	pthread_mutex_destroy(&control->lock);
 	strbuf_done(&control->text);
 	free(control);
+}
+
+bool control_has_rest(struct control *control)
+{
+	pthread_mutex_lock(&control->lock);
+	const struct strbuf *text = &control->text;
+	bool has = text->len > control->taken && text->text[control->taken + strspn(text->text + control->taken, " \t\r\n")];
+	pthread_mutex_unlock(&control->lock);
+	return has;
 }
 
 /* --- which disk, which snapshot --------------------------------------------------------------------------------------- */
@@ -321,5 +333,8 @@ int control_write(fuse_req_t req, struct handle *handle, const void *buf, size_t
 
 int control_finish(fuse_req_t req, struct handle *handle, struct reason *why)
 {
+	pid_t process = callers_process(fuse_req_ctx(req)->pid), opener = handle->control->opener;
+	if (process && opener && process != opener)
+		return 0;
 	return run_all(req, handle, true, why);
 }

@@ -155,6 +155,31 @@ static int check_all(const struct action *action, size_t nr_disks, struct reason
 	return reason_set(why, -EINVAL, "%s= is for one disk: say of which, as in vda.%s=", key, key);
 }
 
+/* In a pool a user may make what he could make there without us. */
+static int check_may_make(fuse_req_t req, const char *pool, struct reason *why)
+{
+	const struct fuse_ctx *ctx = fuse_req_ctx(req);
+	struct vm *vm = pool ? store_find_brief(ops_fs(req)->store, PLACE_POOLS, pool) : NULL;
+	bool may = !vm || ctx->uid == 0 || ctx->uid == vm->uid;
+	vm_put(vm);
+	return may ? 0 : reason_set(why, -EACCES, "user %u may not write in the pool %s", (unsigned)ctx->uid, pool);
+}
+
+/* All that is read, and where it is written to. */
+static int check_specs(fuse_req_t req, const struct source *source, const struct disk_spec *specs, size_t nr, struct reason *why)
+{
+	int err = 0;
+	for (size_t i = 0; !err && i < nr; i++) {
+		int disk = vm_disk_index(source->disks, source->nr_disks, specs[i].disk);
+		if (specs[i].left_out || disk < 0)
+			continue;
+		err = ops_check_may_clone(req, source->vm, source->snapshot, &source->disks[disk], why);
+		if (!err)
+			err = check_may_make(req, specs[i].pool, why);
+	}
+	return err;
+}
+
 /* --- a VM ------------------------------------------------------------------------------------------------------------------ */
 
 static int clone_vm(fuse_req_t req, const struct source *source, const struct action *action, struct reason *why)
@@ -163,12 +188,14 @@ static int clone_vm(fuse_req_t req, const struct source *source, const struct ac
 	const struct fuse_ctx *ctx = fuse_req_ctx(req);
 	struct vm *made = NULL;
 	auto_free struct disk_spec *specs = mem_new_array(source->nr_disks + 1, sizeof *specs);
-	int err = specs ? ops_check_may_clone(req, source->vm, source->snapshot, NULL, why) : -ENOMEM;
+	int err = specs ? ops_check_may_read_config(req, source->vm, why) : -ENOMEM;
 	if (!err)
 		err = check_rows(source, action, why);
 	size_t nr = err ? 0 : fill_specs(source, action, specs);
 	if (!err)
 		err = check_all(action, nr, why);
+	if (!err)
+		err = check_specs(req, source, specs, nr, why);
 	if (err)
 		return err;
 	const struct clone_spec spec = {
@@ -277,6 +304,8 @@ static int clone_volume(fuse_req_t req, const struct source *source, const struc
 		err = ops_check_may_clone(req, source->vm, source->snapshot, disk, why);
 	if (!err)
 		err = find_pool(fs->store, action, &pool, why);
+	if (!err)
+		err = check_may_make(req, pool, why);
 	if (!err)
 		err = check_backing(fs->store, source, disk, action->backing, why);
 	if (err)

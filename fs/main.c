@@ -140,6 +140,7 @@ static int run(struct options *options)
 	if (err)
 		return err;
 	raise_file_limit();
+	umask(0); /* the modes of new files are those that were asked for, less the caller's umask, which the kernel has taken off */
 	xml_init();
 	err = fs_init(&fs, options);
 	if (!err)

@@ -10,6 +10,7 @@
 #include "fs/kernel.h"
 #include "fs/ops.h"
 #include "fs/text.h"
+#include "meta/action.h"
 #include "store/intern.h"
 
 /* Who opens to truncate writes, whatever the access mode. */
@@ -122,10 +123,10 @@ static int open_domain_to_edit(struct fs *fs, const struct place *place, struct 
 	return 0;
 }
 
-static int open_action(struct fs *fs, const struct place *place, struct fuse_file_info *fi)
+static int open_action(struct fs *fs, const struct place *place, pid_t thread, struct fuse_file_info *fi)
 {
 	struct control *control = NULL;
-	int err = control_new(&control);
+	int err = control_new(thread, &control);
 	struct handle *handle = err ? NULL : handle_new(fs, place, HANDLE_ACTION, true);
 	if (!handle) {
 		control_free(control);
@@ -165,7 +166,7 @@ int ops_open_place(fuse_req_t req, const struct place *place, struct fuse_file_i
 	if (writable && place->node.kind == NODE_DOMAIN && place_is_managed(place))
 		return open_domain_to_edit(fs, place, fi, why);
 	if (writable && control_takes_commands(place))
-		return open_action(fs, place, fi);
+		return open_action(fs, place, fuse_req_ctx(req)->pid, fi);
 	if (writable)
 		return place_is_managed(place) ? -EPERM : -EROFS;
 	if (text_is(place))
@@ -246,6 +247,9 @@ void ops_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	int err = handle->kind == HANDLE_DOMAIN ? save_domain(fs, handle, true, &why) : 0;
 	if (err)
 		ops_fail(req, handle->place, "write", NULL, err, &why);
+	if (handle->kind == HANDLE_ACTION && control_has_rest(handle->control))
+		events_add(fs->events, handle->place->vm->name, "actions/%s: what was written last has no end, and wasn't carried out: end the line",
+			   action_name(handle->place->node.disk));
 	handle_put(fs, handle);
 	if (!err)
 		fuse_reply_err(req, 0);

@@ -45,17 +45,29 @@ static int check_may_read(struct fs *fs, struct caller_ids *ids, const struct vm
 	return reason_set(why, -EACCES, "user %u may not read the images of %s", (unsigned)ids->uid, disk->file_name);
 }
 
+int ops_check_may_read_config(fuse_req_t req, const struct vm *vm, struct reason *why)
+{
+	struct caller_ids ids;
+	int err = ops_load_caller(req, &ids);
+	if (err)
+		return err;
+	if (!ops_caller_may_read(&ids, vm->uid, vm->gid, vm->mode))
+		err = reason_set(why, -EACCES, "user %u may not read the configuration", (unsigned)ids.uid);
+	free(ids.groups);
+	return err;
+}
+
 int ops_check_may_clone(fuse_req_t req, const struct vm *from, const struct vm_snapshot *snapshot, const struct vm_disk *only,
 			struct reason *why)
 {
 	struct caller_ids ids;
 	size_t nr = only ? 1 : snapshot ? snapshot->nr_disks : from->nr_disks;
 	const struct vm_disk *disks = only ? only : snapshot ? snapshot->disks : from->disks;
-	int err = ops_load_caller(req, &ids);
+	int err = only ? 0 : ops_check_may_read_config(req, from, why);
+	if (!err)
+		err = ops_load_caller(req, &ids);
 	if (err)
 		return err;
-	if (!only && !ops_caller_may_read(&ids, from->uid, from->gid, from->mode))
-		err = reason_set(why, -EACCES, "user %u may not read the configuration", (unsigned)ids.uid);
 	for (size_t i = 0; !err && i < nr; i++)
 		err = check_may_read(ops_fs(req), &ids, from, snapshot, &disks[i], why);
 	free(ids.groups);
@@ -244,7 +256,7 @@ static int create_action(fuse_req_t req, const struct place *actions, const char
 	struct control *control = NULL;
 	int err = place_of_vm(node, vm_ref(actions->vm), ret);
 	if (!err)
-		err = control_new(&control);
+		err = control_new(fuse_req_ctx(req)->pid, &control);
 	*ret_handle = err ? NULL : handle_new(fs, ret, HANDLE_ACTION, true);
 	if (!*ret_handle) {
 		control_free(control);

@@ -358,6 +358,41 @@ static int sync_layers(struct cloning *c, struct reason *why)
 	return err;
 }
 
+static bool has_target(const struct vm_disk *disks, size_t nr, const char *target)
+{
+	for (size_t i = 0; i < nr; i++)
+		if (disks[i].target && strcmp(disks[i].target, target) == 0)
+			return true;
+	return false;
+}
+
+static void report_left_out(struct cloning *c)
+{
+	const char *words = c->snapshot && c->snapshot->left_out ? c->snapshot->left_out : "";
+	for (size_t len; words += strspn(words, " "), (len = strcspn(words, " ")) > 0; words += len)
+		store_event(c->store, c->next->name, "disk %.*s of %s isn't cloned: it isn't part of the snapshot", (int)len, words, c->next->origin);
+}
+
+/* Says which disks of the configuration the clone hasn't because nothing of them was there to be cloned. What else isn't cloned was said before. */
+static void report_missing(struct cloning *c, const char *config, size_t len)
+{
+	struct domain domain;
+	const struct vm_disk *disks = c->snapshot ? c->snapshot->disks : c->from->disks;
+	size_t nr = c->snapshot ? c->snapshot->nr_disks : c->from->nr_disks;
+	if (domain_parse_text(config, len, &domain, NULL) < 0)
+		return;
+	for (size_t i = 0; i < domain.nr_disks; i++) {
+		const struct domain_disk *disk = &domain.disks[i];
+		if (disk->kind == DOMAIN_DISK_OTHER || !disk->path || has_target(disks, nr, disk->target) ||
+		    has_target(c->next->disks, c->next->nr_disks, disk->target))
+			continue;
+		store_event(c->store, c->next->name, "disk %s of %s isn't cloned: %s", disk->target, c->next->origin,
+			    disk->shareable ? "it is shared with other VMs, and isn't part of the snapshot" : "it isn't part of the snapshot");
+	}
+	domain_done(&domain);
+	report_left_out(c);
+}
+
 static int finish(struct cloning *c, struct vm **ret, struct reason *why)
 {
 	auto_free char *text = NULL;
@@ -368,7 +403,10 @@ static int finish(struct cloning *c, struct vm **ret, struct reason *why)
 		err = managed_adopt_config(c->store, c->next, text, len, &c->next->config, &nvram, why);
 	if (!err)
 		err = sync_layers(c, why);
-	return err ? err : managed_add(c->store, take_ptr(c->next), nvram, ret, why);
+	if (err)
+		return err;
+	report_missing(c, text, len);
+	return managed_add(c->store, take_ptr(c->next), nvram, ret, why);
 }
 
 /* POOL's description with the volume; a device that was found under its name isn't any more. */
@@ -491,13 +529,25 @@ static int clone_into(struct cloning *c, const char *name, struct vm **ret, stru
 	return err;
 }
 
+/* What is too long for a name is cut off where a character begins. */
+static char *copy_name(const char *of, unsigned n)
+{
+	char number[16] = "", *name = NULL;
+	if (n > 1)
+		snprintf(number, sizeof number, "_%u", n);
+	size_t len = strlen(of), room = 255 - strlen("copy_of_") - strlen(number);
+	for (len = len < room ? len : room; len && ((unsigned char)of[len] & 0xc0) == 0x80;)
+		len--;
+	return asprintf(&name, "copy_of_%.*s%s", (int)len, of, number) < 0 ? NULL : name;
+}
+
 /* The name that is asked for, or the first of copy_of_NAME, copy_of_NAME_2, … that is free; the caller frees. */
 static int reserve_name(struct store *store, const struct vm *from, const char *wanted, struct reservation *r, char **ret, struct reason *why)
 {
 	for (unsigned n = 1;; n++) {
 		auto_free char *name = wanted ? strdup(wanted) : NULL;
-		if (!wanted && (n == 1 ? asprintf(&name, "copy_of_%s", from->name) : asprintf(&name, "copy_of_%s_%u", from->name, n)) < 0)
-			name = NULL;
+		if (!wanted)
+			name = copy_name(from->name, n);
 		if (!name)
 			return -ENOMEM;
 		int err = name_check(name);

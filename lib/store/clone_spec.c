@@ -79,9 +79,21 @@ static int check_volume(struct store *store, const struct disk_spec *spec, struc
 	return 0;
 }
 
-/* A volume's ending says its format, and a format that isn't said is that. */
-static int choose_format(struct disk_spec *spec, struct reason *why)
+static bool ends_with(const char *text, const char *ending)
 {
+	size_t len = strlen(text), n = strlen(ending);
+	return len > n && strcmp(text + len - n, ending) == 0;
+}
+
+/* A volume's ending says its format, and a format that isn't said is that. One whose name says nothing ("sparse.img") gets the ending of its format. */
+static int choose_format(struct clone_disk *disk, struct reason *why)
+{
+	struct disk_spec *spec = &disk->spec;
+	if (spec->volume && spec->format == IMAGE_QCOW2 && layer_format(spec->volume) != IMAGE_QCOW2 && !ends_with(spec->volume, ".raw") &&
+	    strlen(spec->volume) <= VOLUME_MAX) {
+		snprintf(disk->volume, sizeof disk->volume, "%s.qcow2", spec->volume);
+		spec->volume = disk->volume;
+	}
 	enum image_format ending = spec->volume ? layer_format(spec->volume) : IMAGE_PROBE;
 	if (spec->format != IMAGE_PROBE && spec->format != IMAGE_RAW && spec->format != IMAGE_QCOW2)
 		return reason_set(why, -EINVAL, "a format that isn't made here: raw and qcow2 are");
@@ -122,9 +134,9 @@ int clone_spec_disk(struct store *store, const struct clone_spec *spec, const st
 		ret->spec.left_out = true;
 	if (ret->spec.left_out)
 		return 0;
-	int err = check_volume(store, &ret->spec, why);
+	int err = choose_format(ret, why);
 	if (!err)
-		err = choose_format(&ret->spec, why);
+		err = check_volume(store, &ret->spec, why);
 	if (!err)
 		err = choose_mode(store, &ret->spec, ret, why);
 	if (!err && ret->spec.target)

@@ -7,6 +7,7 @@
 
 struct clone_disk {
 	struct disk_spec spec; /* strings are those of the clone_spec */
+	char volume[LAYER_NAME_MAX]; /* room for SPEC's, where its ending had to be put to it */
 	bool full;	       /* it is to depend on nothing */
 	bool raw;	       /* and be a raw file or a block device */
 };

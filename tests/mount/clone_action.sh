@@ -38,6 +38,25 @@ is_clone() { # CLONE SNAPSHOT: of web
 say "a line, of a found VM"
 clone $web "upgraded by-line"
 is_clone by-line upgraded
+
+say "what several programs write into one descriptor is one command"
+(
+	env printf 'upgraded '
+	env printf 'by-two\n'
+) >"$web/actions/clone"
+is_clone by-two upgraded
+(env printf 'upgraded never') >"$web/actions/clone" # nobody who opened it ended the line; a subshell is who did
+lists mnt/clones by-line by-two never
+rm -r mnt/clones/never
+
+say "a disk that went on without being part of the snapshot isn't in its clone, and that is said"
+echo 'part vda' >mnt/clones/by-two/actions/snapshot
+echo 'part alone' >mnt/clones/by-two/actions/clone
+lists mnt/clones/alone/disks vda.img
+contains "$(cat mnt/clones/alone/events)" "*disk vdb of by-two@part isn't cloned: it isn't part of the snapshot*"
+rm -r mnt/clones/alone
+rmdir mnt/clones/by-two/snapshots/part
+rm -r mnt/clones/by-two
 clone $web "upgraded"
 event $web "clones/copy_of_web"
 is_clone copy_of_web upgraded

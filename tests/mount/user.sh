@@ -46,8 +46,8 @@ wait "${daemons[$mnt]}"
 unset "daemons[$mnt]"
 
 say "root's mount for everybody: who may not read every image of a chain may not read its view"
-mkdir shared
-mount_at "$src" shared -o allow_other
+mkdir shared roots
+mount_at "$src" shared -o allow_other -o "pool=roots:$PWD/roots"
 as "$bob" cmp shared/vms/web/snapshots/patched/disks/vda.img want/patched-vda.img
 refused EACCES as "$bob" cat shared/vms/private/snapshots/installed/disks/vda.img
 refused EACCES as "$bob" cat shared/vms/private/disks/vda.img
@@ -98,6 +98,22 @@ not_alices() {
 wait_until 10 not_alices
 refused EACCES as "$alice" mkdir shared/clones/private@installed/stolen
 refused EACCES clone "$alice" private "installed stolen"
-refused EACCES clone "$alice" private "installed stolen vda=none"
 [ ! -e shared/clones/stolen ] || fail "a clone of what alice may not read"
+clone "$alice" private "installed without vda=none"
+lists shared/clones/without/disks vdb.img
+refused EACCES clone "$alice" web "patched intruder pool=roots"
+refused EACCES clone "$alice" web "patched vda pool=roots <volume><name>intruder.raw</name></volume>"
+[ -z "$(ls roots)" ] || fail "made in root's directory: $(ls roots)"
+
+say "who is shut out from an image beneath doesn't go on reading"
+beneath=$src/images/web-vda.installed
+as "$bob" cmp shared/vms/web/snapshots/patched/disks/vda.img want/patched-vda.img
+mode=$(stat -c %a "$beneath")
+chmod 600 "$beneath"
+bob_is_out() {
+	! as "$bob" cat shared/vms/web/snapshots/patched/disks/vda.img >/dev/null 2>&1
+}
+wait_until 15 bob_is_out
+chmod "$mode" "$beneath"
+wait_until 15 as "$bob" cmp -s shared/vms/web/snapshots/patched/disks/vda.img want/patched-vda.img
 unmount shared

@@ -92,7 +92,11 @@ is_volume fast/thin.qcow2 qcow2 want/upgraded-vda.img
 say "what is there, and what can't be"
 refused EEXIST clone $web "patched vda pool=fast $(volume a.qcow2)"
 refused EINVAL clone $web "patched vda pool=fast $(volume c.qcow2 '<capacity unit="M">1</capacity>')"
-refused EINVAL clone $web "patched vda pool=fast $(volume c.img "$(format qcow2)")"
+refused EINVAL clone $web "patched vda pool=fast $(volume c.raw "$(format qcow2)")"
 lists mnt/pools/fast a.qcow2 thin.qcow2
+# A name that says nothing of the format gets its ending.
+clone $web "patched vda pool=fast $(volume c.img "$(format qcow2)")"
+wait_until 30 jobs_done mnt
+contains "$(qemu-img info fast/c.img.qcow2)" "*file format: qcow2*"
 equal "$before" "$(fingerprint "$src")"
 unmount mnt
