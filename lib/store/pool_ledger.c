@@ -97,7 +97,10 @@ static int device_id_of(const struct pool *pool, const char *file, int fd, struc
 	if (!S_ISBLK(st.st_mode))
 		return -ENOTBLK;
 	*ret = (struct device_id){.number = st.st_rdev, .bytes = (uint64_t)end};
+	/* The name may lead elsewhere since FD was opened: its link says something of FD only where it leads there. */
 	read_link(pool, file, ret->link);
+	if (*ret->link && (stat(ret->link, &st) < 0 || !S_ISBLK(st.st_mode) || st.st_rdev != ret->number))
+		*ret->link = '\0';
 	return 0;
 }
 

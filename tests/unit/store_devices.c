@@ -176,6 +176,10 @@ static void exchanged_later(void)
 	CHECK_ERR(open_head("fast/a.raw"), strncmp(dir, "/dev/", 5) == 0 ? 0 : -EACCES);
 	run("ln -sfn %s %s/fast/a.raw", loops[0], dir);
 	CHECK_ERR(open_head("fast/a.raw"), 0);
+	/* It was retargeted for a moment. */
+	fd = open(loops[1], O_RDWR | O_CLOEXEC);
+	CHECK_ERR(pool_check_device(pool_find(store, "fast", 4), "a.raw", fd), -ESTALE);
+	close(fd);
 	/* With a restart a logical volume gets another number. */
 	run("sed -i 's/^device [0-9]*:/device 251:/' %s/src/.vmsnapfs/pools/fast/a.raw", dir);
 	CHECK_ERR(open_head("fast/a.raw"), 0);
