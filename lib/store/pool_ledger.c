@@ -18,6 +18,7 @@
 
 #define ENTRY_MAX 4096
 #define LINK_LEN  1000
+#define SERIAL_LEN 500
 #define PART_PREFIX ".vmsnapfs-"
 
 struct file_id {
@@ -29,6 +30,7 @@ struct file_id {
 struct device_id {
 	dev_t number;
 	uint64_t bytes;
+	char serial[SERIAL_LEN + 1]; /* what the system knows it by, whatever its number; "": nothing */
 	char link[LINK_LEN + 1]; /* "": it isn't a link, or where that leads is up to whoever may write to the pool */
 };
 
@@ -88,6 +90,27 @@ static void read_link(const struct pool *pool, const char *file, char ret[LINK_L
 		*ret = '\0';
 }
 
+/* One line; "": there is none. */
+static void read_line_of(const char *path, char ret[SERIAL_LEN + 1])
+{
+	auto_close int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t len = fd < 0 ? 0 : read(fd, ret, SERIAL_LEN + 1);
+	ret[len > 0 && len <= SERIAL_LEN ? len : 0] = '\0';
+	size_t end = strcspn(ret, "\n");
+	ret[ret[end] && ret[end + 1] ? 0 : end] = '\0';
+}
+
+static void read_serial(dev_t number, char ret[SERIAL_LEN + 1])
+{
+	static const char *const names[] = {"dm/uuid", "md/uuid", "wwid", "device/wwid", "serial", "loop/backing_file"};
+	*ret = '\0';
+	for (size_t i = 0; !*ret && i < sizeof names / sizeof *names; i++) {
+		char path[100];
+		snprintf(path, sizeof path, "/sys/dev/block/%u:%u/%s", major(number), minor(number), names[i]);
+		read_line_of(path, ret);
+	}
+}
+
 static int device_id_of(const struct pool *pool, const char *file, int fd, struct device_id *ret)
 {
 	struct stat st;
@@ -97,6 +120,7 @@ static int device_id_of(const struct pool *pool, const char *file, int fd, struc
 	if (!S_ISBLK(st.st_mode))
 		return -ENOTBLK;
 	*ret = (struct device_id){.number = st.st_rdev, .bytes = (uint64_t)end};
+	read_serial(st.st_rdev, ret->serial);
 	/* The name may lead elsewhere since FD was opened: its link says something of FD only where it leads there. */
 	read_link(pool, file, ret->link);
 	if (*ret->link && (stat(ret->link, &st) < 0 || !S_ISBLK(st.st_mode) || st.st_rdev != ret->number))
@@ -104,20 +128,23 @@ static int device_id_of(const struct pool *pool, const char *file, int fd, struc
 	return 0;
 }
 
-/* A logical volume has another number after a restart, and the link to it the same name. */
-static bool is_same_device(const struct device_id *was, dev_t number, const char *link)
+/* With a restart a logical volume may get another number: then it is known by its UUID, and others by a link that says the same as before. */
+static bool is_same_device(const struct device_id *was, const struct device_id *now)
 {
-	return was->number == number || (*was->link && strcmp(was->link, link) == 0);
+	if (*was->serial && *now->serial)
+		return strcmp(was->serial, now->serial) == 0;
+	return was->number == now->number || (*was->link && strcmp(was->link, now->link) == 0);
 }
 
 static bool has_device(const struct pool *pool, const struct pool_entry *entry, const char *file)
 {
 	struct stat st;
-	char link[LINK_LEN + 1];
 	if (fstatat(pool->dirfd, file, &st, 0) < 0 || !S_ISBLK(st.st_mode))
 		return false;
-	read_link(pool, file, link);
-	return is_same_device(&entry->device, st.st_rdev, link);
+	struct device_id now = {.number = st.st_rdev};
+	read_serial(st.st_rdev, now.serial);
+	read_link(pool, file, now.link);
+	return is_same_device(&entry->device, &now);
 }
 
 static bool entry_owns(const struct pool *pool, const struct pool_entry *entry, const char *file)
@@ -158,6 +185,8 @@ static int parse_line(struct pool_entry *entry, const char *line)
 		snprintf(entry->part, sizeof entry->part, "%s", line + 5);
 	else if (strncmp(line, "link ", 5) == 0 && strlen(line + 5) <= LINK_LEN)
 		snprintf(entry->device.link, sizeof entry->device.link, "%s", line + 5);
+	else if (strncmp(line, "serial ", 7) == 0 && strlen(line + 7) <= SERIAL_LEN)
+		snprintf(entry->device.serial, sizeof entry->device.serial, "%s", line + 7);
 	else if (strcmp(line, "filling") == 0)
 		entry->is_filling = true;
 	else if (!parse_device(entry, line))
@@ -191,6 +220,8 @@ static int entry_save(const struct pool *pool, const char *file, const struct po
 	if (entry->is_device)
 		len += (size_t)snprintf(text + len, sizeof text - len, "device %u:%u %" PRIu64 "\n%s", major(entry->device.number),
 					minor(entry->device.number), entry->device.bytes, entry->is_filling ? "filling\n" : "");
+	if (*entry->device.serial)
+		len += (size_t)snprintf(text + len, sizeof text - len, "serial %s\n", entry->device.serial);
 	if (*entry->device.link)
 		len += (size_t)snprintf(text + len, sizeof text - len, "link %s\n", entry->device.link);
 	return file_replace(pool->ledger_fd, file, text, len, 0600);
@@ -238,7 +269,7 @@ static int check_device(const struct pool *pool, const char *file, const struct 
 	int err = entry->is_device ? device_id_of(pool, file, fd, &now) : -ESTALE;
 	if (err)
 		return err;
-	bool same = is_same_device(&entry->device, now.number, now.link) &&
+	bool same = is_same_device(&entry->device, &now) &&
 		    (entry->is_filling ? now.bytes == entry->device.bytes : now.bytes >= entry->device.bytes);
 	return same ? 0 : -ESTALE;
 }

@@ -7,7 +7,8 @@
  *   file INODE SECONDS.NANOSECONDS   the file; two of them while another one is about to take the name
  *   part NAME                        a temporary file in the pool for it (its name is a UUID: nobody else's)
  *   device MAJOR:MINOR BYTES         a block device (or a symbolic link to one) that a disk of ours lies on; it is never unlinked
- *   link TEXT                        what the link says; by that it is known where it has another number after a restart
+ *   serial TEXT                      what the system knows the device by, a logical volume's UUID say: it may have another number after a restart
+ *   link TEXT                        what the link says, which stands for that where there is no such thing
  *   filling                          the device doesn't hold all its bytes yet */
 #ifndef STORE_POOLS_H
 #define STORE_POOLS_H

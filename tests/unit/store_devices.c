@@ -183,7 +183,15 @@ static void exchanged_later(void)
 	/* With a restart a logical volume gets another number. */
 	run("sed -i 's/^device [0-9]*:/device 251:/' %s/src/.vmsnapfs/pools/fast/a.raw", dir);
 	CHECK_ERR(open_head("fast/a.raw"), 0);
+	const char *entry = "src/.vmsnapfs/pools/fast/a.raw";
 	run("rm %s/fast/a.raw && cp -a %s %s/fast/a.raw", dir, loops[0], dir);
+	CHECK_ERR(open_head("fast/a.raw"), 0);
+	/* Without anything that it is known by. */
+	run("grep -q ^serial %s/%s && sed -i /^serial/d %s/%s", dir, entry, dir, entry);
+	CHECK_ERR(open_head("fast/a.raw"), -ESTALE);
+	run("rm %s/fast/a.raw && ln -s %s %s/fast/a.raw", dir, loops[0], dir);
+	CHECK_ERR(open_head("fast/a.raw"), 0);
+	run("sed -i /^link/d %s/%s", dir, entry);
 	CHECK_ERR(open_head("fast/a.raw"), -ESTALE);
 	layer_file_unlink(store, "fast/a.raw");
 	run("rm -r %s/fast/* %s/elsewhere", dir, dir);
