@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -19,6 +21,7 @@
 #define JOBS_DIR	"jobs"
 #define CHECKPOINT_MAX	1024u
 #define CHECKPOINT_NAME 250u /* bytes */
+#define ZEROS_MAX	(256ull << 20) /* of a device, between two looks at `stop` */
 
 /* --- how far it is ------------------------------------------------------------------------------------------------------------- */
 
@@ -218,17 +221,43 @@ void full_raw_drop(struct store *store, const char *base)
 
 /* --- filling it --------------------------------------------------------------------------------------------------------------------- */
 
+/* In whole sectors of the device, which has as many as the disk at least. */
+static int zero_device(struct job *job, int fd, uint64_t size)
+{
+	int sector = 512;
+	off_t end = lseek(fd, 0, SEEK_END);
+	if (end < 0 || ioctl(fd, BLKSSZGET, &sector) < 0)
+		return -errno;
+	size = (size + (uint64_t)sector - 1) / (uint64_t)sector * (uint64_t)sector;
+	atomic_store(&job->progress.total, size);
+	for (uint64_t off = 0, len; off < size; off += len) {
+		len = size - off < ZEROS_MAX ? size - off : ZEROS_MAX;
+		if (atomic_load(&job->progress.stop))
+			return -ECANCELED;
+		if (fallocate(fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, (off_t)off, (off_t)len) < 0)
+			return -errno;
+		atomic_store(&job->progress.done, off + len);
+	}
+	return fsync(fd) < 0 ? -errno : 0;
+}
+
+static int zero_file(int fd, uint64_t size, bool preallocate)
+{
+	if (ftruncate(fd, 0) < 0 || ftruncate(fd, (off_t)size) < 0)
+		return -errno;
+	/* Where the filesystem can't, it stays sparse. */
+	if (preallocate && size && fallocate(fd, 0, 0, (off_t)size) < 0 && errno != EOPNOTSUPP && errno != ENOSYS)
+		return -errno;
+	return fsync(fd) < 0 ? -errno : 0;
+}
+
 /* What nothing lies beneath is zeros. */
-static int fill_zeros(int fd, uint64_t size, bool preallocate)
+static int fill_zeros(struct job *job, int fd, uint64_t size, bool preallocate)
 {
 	struct stat st;
 	if (fstat(fd, &st) < 0)
 		return -errno;
-	if (S_ISBLK(st.st_mode))
-		return fallocate(fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, 0, (off_t)size) < 0 ? -errno : 0;
-	if (ftruncate(fd, 0) < 0 || ftruncate(fd, (off_t)size) < 0 || (preallocate && size && fallocate(fd, 0, 0, (off_t)size) < 0) || fsync(fd) < 0)
-		return -errno;
-	return 0;
+	return S_ISBLK(st.st_mode) ? zero_device(job, fd, size) : zero_file(fd, size, preallocate);
 }
 
 static int fill_from(struct checkpoints *checkpoints, struct job *job, struct view *view, uint64_t size, bool preallocate, struct reason *why)
@@ -263,7 +292,7 @@ static int begin(struct store *store, const struct job *job, const char *base, c
 	pthread_mutex_lock(&entry->change);
 	int err = full_raw_is_goal(store, entry, base) ? layer_file_begin(store, base, owner, true, ret_fd, why) : -EAGAIN;
 	pthread_mutex_unlock(&entry->change);
-	return err;
+	return err == -ESTALE ? reason_set(why, -ENODEV, "%s isn't the device that it was: it may not be active yet", base) : err;
 }
 
 /* In the table before it has its name: who drops it knows then that the file is the table's. */
@@ -295,7 +324,7 @@ static int fill(struct store *store, struct job *job, const char *layer, const c
 	if (!err && view)
 		err = fill_from(&checkpoints, job, view, size, preallocate, why);
 	else if (!err && !(err = save_checkpoint(&checkpoints, 0)))
-		err = fill_zeros(fd, size, preallocate);
+		err = fill_zeros(job, fd, size, preallocate);
 	if (!err)
 		err = publish(store, base, fd, why);
 	image_put(image);
