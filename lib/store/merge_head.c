@@ -23,6 +23,7 @@ struct hold {
 	size_t disk;	 /* index in it */
 	struct open_head *oh;
 	bool swap_held;
+	bool unsure; /* vm.xml names the head or the raw file, and nobody knows which */
 };
 
 static int find_head(const struct vm *vm, const char *layer)
@@ -292,6 +293,31 @@ static int restack(struct hold *h, struct reason *why)
 	return reason_set(why, err, "%s: a new overlay over it: %s", m->run.names[0], strerror(-err));
 }
 
+/* vm.xml may name the raw file all the same, which would lack what is written to the head from now on. */
+static void take_back(struct hold *h)
+{
+	struct store *store = h->m->store;
+	struct vm *old = vm_copy(h->now);
+	if (old && managed_commit(store, h->entry, old, NULL) == 0)
+		return;
+	h->unsure = true;
+	layers_keep_all(store);
+	struct vm *lost = vm_copy(h->now);
+	if (lost)
+		vm_disk_set_error(&lost->disks[h->disk], -EIO, "vm.xml can't be written: what is written to the disk now might not be found again");
+	if (lost && table_publish(store, h->entry, lost))
+		vm_put(lost);
+}
+
+/* Both hold the same: so that it stays so, nothing is written to either until the next start. */
+static int lose(struct hold *h)
+{
+	h->oh->lost_err = -EIO;
+	store_event(h->m->store, h->now->name, "disk %s: vm.xml can't be written: the disk can't be used until the next start. Nothing is lost that was written",
+		    h->now->disks[h->disk].file_name);
+	return -EIO;
+}
+
 /* The raw file NAME is the disk: all is in it, and stable. */
 static int take_over(struct hold *h, const char *name, const struct stat *owner, const struct overlay_facts *facts, struct reason *why)
 {
@@ -314,6 +340,7 @@ static int take_over(struct hold *h, const char *name, const struct stat *owner,
 	err = managed_commit(store, h->entry, vm_ref(next), why);
 	if (err) {
 		vm_put(next);
+		take_back(h);
 		return err;
 	}
 	vm_put(h->now);
@@ -363,11 +390,13 @@ static int step_closed(struct hold *h, unsigned round, bool *ret_done, struct re
 		err = untouched ? head_detach(h->oh) : restack(h, why);
 	if (err && h->oh->head)
 		return err;
-	bool last = rest <= REST_MAX || round >= ROUNDS_MAX;
+	/* Zeros cost the overlay nothing, and a raw file perhaps much: those of the first round are written while the guest goes on. */
+	bool is_little = rest <= REST_MAX && (round || untouched || !m->into_raw);
+	bool last = is_little || round >= ROUNDS_MAX;
 	atomic_fetch_add(&m->job->progress.total, round ? rest : 0);
 	if (!err && last)
 		err = finish_closed(h, !untouched, &owner, why);
-	int open_err = reopen(h);
+	int open_err = h->unsure ? lose(h) : reopen(h);
 	if (!open_err && head_virtual_size(h->oh->head) != size)
 		open_err = head_resize(h->oh->head, size);
 	*ret_done = !err && last;
@@ -390,9 +419,28 @@ static int step(struct merge *m, unsigned round, bool *ret_done, struct reason *
 	return err ? err : close_err;
 }
 
+/* What is frozen over the raw file may be larger than what that is a copy of. */
+static int make_room(struct merge *m, struct reason *why)
+{
+	uint64_t size = head_virtual_size(m->dest);
+	int err = 0;
+	for (size_t i = 1; !err && i < m->into; i++) {
+		struct image *image = NULL;
+		err = layer_open_image(m->store, m->run.names[i], &image, why);
+		if (!err && image_virtual_size(image) > size)
+			size = image_virtual_size(image);
+		image_put(image);
+	}
+	if (!err && size > head_virtual_size(m->dest))
+		err = head_resize(m->dest, size);
+	return err;
+}
+
 static int push_head(struct merge *m, struct reason *why)
 {
 	int err = merge_open_dest(m, why);
+	if (!err && m->into_raw)
+		err = make_room(m, why);
 	if (!err && m->into + 1 < m->run.nr)
 		err = merge_pull(m, why);
 	/* What is frozen already. */
