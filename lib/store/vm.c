@@ -399,7 +399,7 @@ const struct vm_disk *vm_disk_by_id(const struct vm_disk *disks, size_t nr, uint
 static void each_layer_of(const struct vm_disk *disks, size_t nr, vm_layer_fn fn, void *ctx)
 {
 	for (size_t i = 0; i < nr; i++)
-		if (disks[i].layer)
+		if (disks[i].layer && !disks[i].found) /* a device that is only shown is nobody's layer */
 			fn(ctx, &disks[i]);
 }
 

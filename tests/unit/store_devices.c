@@ -224,6 +224,34 @@ static void device_instead_of_file(void)
 	check_untouched(1);
 }
 
+/* It is free again with the disk that lay on it. */
+static void taken_and_given_back(void)
+{
+	run("cd %s/src && qemu-img create -q -f qcow2 web.qcow2 1M && qemu-img create -q -f qcow2 -b web.qcow2 -F qcow2 leaf.qcow2", dir);
+	run("cp -a %s %s/fast/v", loops[0], dir);
+	store_close(store);
+	open_store();
+	CHECK_ERR(store_start(store), 0);
+	struct vm *pool = store_find(store, PLACE_POOLS, "fast"); /* which shows it as found, for a while yet */
+	CHECK(pool);
+	vm_put(pool);
+	for (int round = 0; round < 3; round++) {
+		struct vm *from = store_find(store, PLACE_VMS, "leaf"), *vm = NULL;
+		const struct clone_spec spec = {.name = "clone", .all = {.mode = CLONE_FULL, .format = IMAGE_RAW, .pool = "fast", .volume = "v"}};
+		CHECK(from);
+		CHECK_ERR(store_clone_with(store, from, vm_find_snapshot(from, "web"), &spec, &vm, &why), 0);
+		vm_put(from);
+		vm_put(vm);
+		wait_for_jobs(store);
+		vm = store_find(store, PLACE_CLONES, "clone");
+		CHECK(vm);
+		CHECK_STR(vm->disks[0].layer, "fast/v");
+		CHECK_ERR(store_remove(store, vm, &why), 0);
+		vm_put(vm);
+		CHECK(!pool_owns(pool_find(store, "fast", 4), "v"));
+	}
+}
+
 int main(void)
 {
 	dir_init();
@@ -235,6 +263,7 @@ int main(void)
 		used_by_others();
 		exchanged_later();
 		device_instead_of_file();
+		taken_and_given_back();
 		store_close(store);
 	}
 	drop_devices();
