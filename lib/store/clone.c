@@ -524,9 +524,11 @@ static int clone_into(struct cloning *c, const char *name, struct vm **ret, stru
 		if (job_err && job_err != -EEXIST)
 			store_event(c->store, name, "disk %s is copied at the next start: out of memory", (*ret)->disks[i].file_name);
 	}
-	if (!err)
-		full_plan(c->store);
-	return err;
+	if (err)
+		return err;
+	full_plan(c->store);
+	full_note_waiting(c->store, *ret);
+	return 0;
 }
 
 /* What is too long for a name is cut off where a character begins. */

@@ -127,6 +127,16 @@ static size_t list_vms(struct store *store, struct vm ***ret)
 	return nr;
 }
 
+void full_note_waiting(struct store *store, const struct vm *vm)
+{
+	bool any = false;
+	for (size_t i = 0; i < vm->nr_disks; i++)
+		any |= vm->disks[i].full;
+	if (any && store->layers.unknown)
+		store_event(store, vm->name, "it goes on depending on its source for now: nothing is made independent while something that the store "
+			    "names can't be read, a missing pool say. Mend that and mount again");
+}
+
 void full_plan(struct store *store)
 {
 	struct vm **vms = NULL;
@@ -249,9 +259,14 @@ int store_flatten(struct store *store, struct vm *vm, const char *const *disks, 
 	if (!err)
 		err = change_goals(store, entry, want_disk, &wanting, &any, why);
 	managed_end(entry, now);
-	if (!err)
-		full_plan(store);
-	return err;
+	if (err)
+		return err;
+	full_plan(store);
+	now = table_current(store, entry);
+	if (now)
+		full_note_waiting(store, now);
+	vm_put(now);
+	return 0;
 }
 
 struct ending {
@@ -608,9 +623,14 @@ static int cancelled(struct store *store, uint32_t vm_id, const char *layer, str
 	if (!err && *ending.base)
 		full_raw_drop(store, ending.base);
 	pthread_mutex_unlock(&entry->change);
-	if (!err && any && now)
-		store_event(store, now->name, "%s goes on depending on what it lies over: the job that would have ended that was cancelled",
-			    path ? path : layer);
+	const struct vm_disk *disk = now ? vm_disk_over_layer(now, layer) : NULL;
+	/* A volume that isn't what was asked for is none. */
+	bool is_volume = !err && any && disk && now->place == PLACE_POOLS;
+	if (is_volume && (err = disk_remove(store, now, disk->file_name, why)) == 0)
+		store_event(store, now->name, "volume %s is gone again: the job that made it was cancelled", disk->file_name);
+	else if (!err && any && disk)
+		store_event(store, now->name, "disk %s goes on depending on what it lies over (%s): the job that would have ended that was cancelled",
+			    disk->file_name, path ? path : layer);
 	vm_put(now);
 	layers_unlink_unneeded(store);
 	return err == -ENOENT ? 0 : err;

@@ -12,9 +12,13 @@
 
 struct entry;
 struct store;
+struct vm;
 
 /* Adds a job for each layer that a goal is about. At the start, and whenever a goal was set or chains have changed. */
 void full_plan(struct store *store);
+
+/* Says so in an event if VM has a goal that nothing works towards, because not all of the store could be read at the start. */
+void full_note_waiting(struct store *store, const struct vm *vm);
 
 /* Sets the goal for the disk with LAYER of ENTRY's VM, whose change lock the caller holds. */
 int full_want(struct store *store, struct entry *entry, const char *layer, struct reason *why);

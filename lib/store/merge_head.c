@@ -346,6 +346,8 @@ static int take_over(struct hold *h, const char *name, const struct stat *owner,
 	vm_put(h->now);
 	h->now = next;
 	layers_become_top(store, name);
+	store_event(store, h->now->name, "disk %s depends on nothing any more: it is the raw %s %s", h->now->disks[h->disk].file_name,
+		    S_ISBLK(facts->st.st_mode) ? "device" : "file", h->now->disks[h->disk].path);
 	return 0;
 }
 

@@ -98,5 +98,21 @@ lists mnt/pools/fast a.qcow2 thin.qcow2
 clone $web "patched vda pool=fast $(volume c.img "$(format qcow2)")"
 wait_until 30 jobs_done mnt
 contains "$(qemu-img info fast/c.img.qcow2)" "*file format: qcow2*"
+say "a volume whose job is cancelled is none"
+for ((try = 0; try < 20; try++)); do
+	clone $web "patched vda pool=fast $(volume never.raw)"
+	rm mnt/jobs/* 2>/dev/null || true
+	wait_until 30 jobs_done mnt
+	[ -e mnt/pools/fast/never.raw ] || break
+	rm mnt/pools/fast/never.raw # it was faster
+done
+[ ! -e fast/never.raw ] || fail "what a cancelled job made is there"
+
 equal "$before" "$(fingerprint "$src")"
+unmount mnt
+
+say "with a pool missing nothing is made independent, and that is said"
+mount_at src mnt -o "pool=slow:$PWD/slow"
+clone $web "patched waiting mode=full"
+contains "$(cat mnt/clones/waiting/events)" "*goes on depending on its source for now*"
 unmount mnt
