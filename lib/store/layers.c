@@ -548,6 +548,22 @@ static void note_named(void *ctx, const struct vm_disk *disk)
 		w->found = true;
 }
 
+static void find_named_locked(struct store *store, struct wanted *wanted)
+{
+	for (size_t e = 0; !wanted->found && e < store->nr_entries; e++)
+		if (store->entries[e]->vm)
+			vm_each_layer(store->entries[e]->vm, note_named, wanted);
+}
+
+bool layers_is_named(struct store *store, const char *name)
+{
+	struct wanted wanted = {name, false};
+	pthread_mutex_lock(&store->lock);
+	find_named_locked(store, &wanted);
+	pthread_mutex_unlock(&store->lock);
+	return wanted.found;
+}
+
 static bool is_used_locked(struct store *store, const struct layer_row *used)
 {
 	struct wanted wanted = {used->name, used->nr_pins || used->merging};
@@ -555,9 +571,7 @@ static bool is_used_locked(struct store *store, const struct layer_row *used)
 		wanted.found = wanted.found || strcmp(row->beneath, used->name) == 0;
 	for (const struct open_head *oh = store->heads; oh; oh = oh->next)
 		wanted.found = wanted.found || strcmp(oh->layer, used->name) == 0;
-	for (size_t e = 0; !wanted.found && e < store->nr_entries; e++)
-		if (store->entries[e]->vm)
-			vm_each_layer(store->entries[e]->vm, note_named, &wanted);
+	find_named_locked(store, &wanted);
 	return wanted.found;
 }
 

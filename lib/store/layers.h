@@ -201,6 +201,8 @@ void layers_resume_runs(struct store *store, const struct vm *vm);
 
 /* At the start: unlinks every file of ours, in STORE/layers and in the pools, that isn't in the table, nor is what a disk shall become. */
 void layers_clear_leftovers(struct store *store);
+/* Whether a disk of any VM, now or in a snapshot, is NAME. */
+bool layers_is_named(struct store *store, const char *name);
 /* Whether NAME is in the table, or what a disk of any VM, now or in a snapshot, shall become. */
 bool layers_is_wanted(struct store *store, const char *name);
 /* Takes NAME out of the table, if it is there, for the caller to unlink; false: a layer lies over it, or somebody uses it. */

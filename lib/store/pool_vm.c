@@ -306,6 +306,8 @@ int pool_volume_make(struct store *store, const struct vm *vm, const char *file_
 	snprintf(layer, LAYER_NAME_MAX, "%s/%s", pool->name, file_name);
 	if (can_be_file(file_name) && layer_format(file_name) == format) {
 		err = make_layer(store, layer, owner, why);
+		if (err == -EEXIST && layers_is_named(store, layer))
+			return reason_set(why, err, "%s is the disk of a clone", layer);
 		if (err != -EEXIST || !layer_is_known(store, layer))
 			return err;
 		/* One that was removed, or replaced, and is open still: this one gets its name when that has gone. */

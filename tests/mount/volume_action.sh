@@ -98,6 +98,12 @@ lists mnt/pools/fast a.qcow2 thin.qcow2
 clone $web "patched vda pool=fast $(volume c.img "$(format qcow2)")"
 wait_until 30 jobs_done mnt
 contains "$(qemu-img info fast/c.img.qcow2)" "*file format: qcow2*"
+say "a clone's disk in the pool keeps its name"
+clone $web "patched owner format=qcow2 mode=full pool=fast"
+wait_until 30 jobs_done mnt
+refused EEXIST cp mnt/pools/fast/a.qcow2 mnt/pools/fast/owner-vda.qcow2
+rm -r mnt/clones/owner
+
 say "a volume whose job is cancelled is none"
 for ((try = 0; try < 20; try++)); do
 	clone $web "patched vda pool=fast $(volume never.raw)"
