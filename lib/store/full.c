@@ -474,7 +474,7 @@ static int base_layer(struct store *store, struct job *job, const struct finding
 	memcpy(m.run.below, f->base, LAYER_NAME_MAX);
 	err = f->own.is_head ? merge_exchange_head_base(&m, why) : merge_exchange_base(&m, why);
 	if (!err)
-		full_raw_made(store, f->base);
+		full_raw_forget(store, f->base);
 	layers_unpin(store, f->base);
 	if (!err && heads_reopen_beneath(store, name, 1))
 		store_event(store, NULL, "a disk over layer %s can't be opened anew: its source is kept open until the disk is closed", name[0]);
@@ -489,7 +489,7 @@ static int push_into_base(struct store *store, struct job *job, const struct fin
 	if (err)
 		return err == -ENOENT ? 0 : err; /* it stays what the chain begins with */
 	m.into = m.run.nr - 1;
-	full_raw_made(store, f->base);
+	full_raw_forget(store, f->base);
 	uint64_t total = 0;
 	if (layer_allocated(store, f->head, &total) == 0) {
 		atomic_store(&job->progress.done, 0);

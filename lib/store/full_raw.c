@@ -368,7 +368,7 @@ int full_raw_make(struct store *store, struct job *job, const char *layer, const
 	return err;
 }
 
-void full_raw_made(struct store *store, const char *base)
+void full_raw_forget(struct store *store, const char *base)
 {
 	forget_checkpoint(store, base);
 }

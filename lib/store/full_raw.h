@@ -31,8 +31,8 @@ void full_raw_describe(const struct view *beneath, char source[FULL_SOURCE_MAX])
 int full_raw_make(struct store *store, struct job *job, const char *layer, const char *base, bool preallocate, char source[FULL_SOURCE_MAX],
 		  struct reason *why);
 
-/* It lies beneath LAYER, and is going to be written to. */
-void full_raw_made(struct store *store, const char *base);
+/* How far BASE was matters no more: it lies beneath its layer and is going to be written to, or it has gone. */
+void full_raw_forget(struct store *store, const char *base);
 
 /* At the start: forgets how far those were that nobody wants. */
 void full_raw_clear_leftovers(struct store *store);

@@ -14,6 +14,7 @@
 #include "base/strbuf.h"
 #include "store/flats.h"
 #include "store/full.h"
+#include "store/full_raw.h"
 #include "store/heads.h"
 #include "store/merge.h"
 #include "store/store_internal.h"
@@ -374,8 +375,11 @@ void layers_unlink_unneeded(struct store *store)
 		nr = take_unneeded_locked(&store->layers, &unneeded);
 	}
 	pthread_mutex_unlock(&store->lock);
-	for (size_t i = 0; i < nr; i++)
+	for (size_t i = 0; i < nr; i++) {
 		layer_file_unlink(store, unneeded[i]);
+		if (layer_format(unneeded[i]) == IMAGE_RAW)
+			full_raw_forget(store, unneeded[i]);
+	}
 	if (nr) {
 		flats_trim(store->flats);
 		image_cache_trim(store->images);
