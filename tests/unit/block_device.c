@@ -3,7 +3,6 @@
  * after it the overlay closes, opens and checks. Takes root and a loop device; without them nothing is done. block_device [SEED] */
 #include <errno.h>
 #include <fcntl.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,39 +11,15 @@
 
 #include "block/merge.h"
 #include "block/trust.h"
+#include "block_test.h"
 
 #define DISK_SIZE   (6u << 20)
 #define DEVICE_SIZE ((12u << 20) + 4096) /* no whole number of clusters */
 #define SECTOR	    512u
 
-#define CHECK(what) \
-	do { \
-		int e_ = (what); \
-		if (e_) { \
-			printf("%s:%d: %s = %d (left in %s)\n", __FILE__, __LINE__, #what, e_, dir); \
-			exit(1); \
-		} \
-	} while (0)
-
-static char dir[200], device[100], device_path[300];
+static char device[100], device_path[300];
 static int dirfd;
 static unsigned char model[DISK_SIZE], seen[DISK_SIZE];
-
-static uint64_t pick(uint64_t below)
-{
-	return below ? (uint64_t)random() % below : 0;
-}
-
-static int run(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
-static int run(const char *fmt, ...)
-{
-	char cmd[2000];
-	va_list ap;
-	va_start(ap, fmt);
-	vsnprintf(cmd, sizeof cmd, fmt, ap);
-	va_end(ap);
-	return system(cmd);
-}
 
 static void check_all(struct head *head)
 {

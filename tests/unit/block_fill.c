@@ -3,7 +3,6 @@
  * block device that was full of something else; and by shared extents on XFS. What takes root is left out without it. block_fill [SEED [CHAINS]] */
 #include <errno.h>
 #include <fcntl.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,43 +12,16 @@
 
 #include "block/fill.h"
 #include "block/trust.h"
+#include "block_test.h"
 
 #define SECTOR	  512u
 #define CHAIN_MAX 5
 
-#define CHECK(what) \
-	do { \
-		int e_ = (what); \
-		if (e_) { \
-			printf("%s:%d: %s = %d (left in %s)\n", __FILE__, __LINE__, #what, e_, dir); \
-			exit(1); \
-		} \
-	} while (0)
-
-static char top_dir[200], dir[300]; /* DIR: where the images are */
+static char top_dir[150];
 static char device[100];
 static struct trust *trust;
 static struct image_cache *cache;
 static uint64_t disk_size;
-
-static uint64_t pick(uint64_t below)
-{
-	return below ? (uint64_t)random() % below : 0;
-}
-
-static int run(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
-static int run(const char *fmt, ...)
-{
-	char cmd[3000];
-	va_list ap;
-	va_start(ap, fmt);
-	vsnprintf(cmd, sizeof cmd, fmt, ap);
-	va_end(ap);
-	int status = system(cmd);
-	if (status != 0)
-		printf("failed: %s\n", cmd);
-	return status;
-}
 
 /* --- chains ------------------------------------------------------------------------------------------------------------ */
 

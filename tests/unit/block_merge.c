@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
-#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,21 +14,13 @@
 
 #include "block/merge.h"
 #include "block/trust.h"
+#include "block_test.h"
 
 #define DISK_MAX   (3u << 20)
 #define MAX_LAYERS 9
 #define NR_WRITERS 3
 #define NR_READERS 2
 #define SECTOR	   512u
-
-#define CHECK(what) \
-	do { \
-		int e_ = (what); \
-		if (e_) { \
-			printf("%s:%d: %s = %d (left in %s)\n", __FILE__, __LINE__, #what, e_, dir); \
-			exit(1); \
-		} \
-	} while (0)
 
 /* A layer and what is read at it. */
 struct layer {
@@ -40,38 +31,12 @@ struct layer {
 	unsigned char *model; /* DISK_MAX bytes, zeros behind the end */
 };
 
-static char top_dir[200], mounted[250], dir[250]; /* DIR: where the layers are */
+static char top_dir[100], mounted[150];
 static int dirfd;
 static struct image_cache *cache;
 static struct layer layers[MAX_LAYERS]; /* the base first */
 static int nr_layers;
 static unsigned nr_made;
-
-static uint64_t pick(uint64_t below)
-{
-	return below ? (uint64_t)random() % below : 0;
-}
-
-static void run(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
-static void run(const char *fmt, ...)
-{
-	char cmd[4000];
-	va_list ap;
-	va_start(ap, fmt);
-	vsnprintf(cmd, sizeof cmd, fmt, ap);
-	va_end(ap);
-	if (system(cmd) != 0) {
-		printf("failed: %s\n", cmd);
-		exit(1);
-	}
-}
-
-static const char *path_of(const char *name)
-{
-	static _Thread_local char path[1200];
-	snprintf(path, sizeof path, "%s/%.100s", dir, name);
-	return path;
-}
 
 static struct view *open_view(int i)
 {
@@ -142,7 +107,7 @@ static void change_by_qemu(struct layer *l)
 		memset(l->model + off, fill, len);
 	}
 	CHECK(fclose(f));
-	run("qemu-io -f qcow2 %s <%s >%s.out; ! grep -iq 'fail\\|error\\|unknown' %s.out", path_of(l->name), script, script, script);
+	CHECK(run("qemu-io -f qcow2 %s <%s >%s.out; ! grep -iq 'fail\\|error\\|unknown' %s.out", path_of(l->name), script, script, script));
 }
 
 static void make_overlay(struct layer *l, const struct layer *below)
@@ -160,8 +125,8 @@ static void make_overlay(struct layer *l, const struct layer *below)
 	char backing[1200] = "";
 	if (below)
 		snprintf(backing, sizeof backing, "-b %s -F %s", below->name, image_format_name(below->format));
-	run("qemu-img create -q -f qcow2 -o %s%s %s %s %llu", l->writable ? "extended_l2=on," : "",
-	    l->writable ? extended[pick(4)] : plain[pick(3)], backing, path_of(l->name), (unsigned long long)l->size);
+	CHECK(run("qemu-img create -q -f qcow2 -o %s%s %s %s %llu", l->writable ? "extended_l2=on," : "",
+	    l->writable ? extended[pick(4)] : plain[pick(3)], backing, path_of(l->name), (unsigned long long)l->size));
 }
 
 static void make_layer(bool may_resize, bool writable)
@@ -217,18 +182,18 @@ static void compare_all(const char *when)
 		compare_view(view, &layers[i], what);
 		view_put(view);
 		if (layers[i].format == IMAGE_QCOW2)
-			run("qemu-img check -q %s", path_of(layers[i].name));
+			CHECK(run("qemu-img check -q %s", path_of(layers[i].name)));
 		if (i == nr_layers - 1 || random() % 3 == 0) {
 			char model[300];
 			snprintf(model, sizeof model, "%s/model", dir);
 			FILE *f = fopen(model, "w");
 			CHECK(!f || fwrite(layers[i].model, 1, layers[i].size, f) != layers[i].size || fclose(f));
-			run("qemu-img convert -O raw -f %s %s %s.raw && cmp %s %s.raw", image_format_name(layers[i].format),
-			    path_of(layers[i].name), model, model, model);
+			CHECK(run("qemu-img convert -O raw -f %s %s %s.raw && cmp %s %s.raw", image_format_name(layers[i].format),
+			    path_of(layers[i].name), model, model, model));
 		}
 	}
-	run("test $(qemu-img info -f %s --backing-chain %s | grep -c ^image:) = %d", image_format_name(layers[nr_layers - 1].format),
-	    path_of(layers[nr_layers - 1].name), nr_layers);
+	CHECK(run("test $(qemu-img info -f %s --backing-chain %s | grep -c ^image:) = %d", image_format_name(layers[nr_layers - 1].format),
+	    path_of(layers[nr_layers - 1].name), nr_layers));
 }
 
 /* --- who looks on ---------------------------------------------------------------------------------------------------------- */
@@ -463,7 +428,7 @@ static void push(int d, int nr)
 	struct view *late = open_view(c);
 	CHECK(view_lock(late, NULL));
 	if (random() % 8 == 0)
-		run("qemu-io -r -f qcow2 -c quit %s 2>&1 | grep -q lock", path_of(into->name));
+		CHECK(run("qemu-io -r -f qcow2 -c quit %s 2>&1 | grep -q lock", path_of(into->name)));
 	uint64_t step = 1 + pick(random() % 2 ? 200000 : DISK_MAX);
 	for (uint64_t off = 0; off < into->size; off += step)
 		CHECK(head_absorb(head, above, (size_t)nr, off, step, NULL));
@@ -570,7 +535,7 @@ static void do_chain(void)
 /* As root, where there are loop devices. */
 static bool mount_xfs(void)
 {
-	char point[250], cmd[1500];
+	char point[150], cmd[1500];
 	snprintf(point, sizeof point, "%s/xfs", top_dir);
 	snprintf(cmd, sizeof cmd, "truncate -s 400M %s.img && mkfs.xfs -q -m reflink=1 %s.img && mkdir %s && mount -o loop %s.img %s", point, point, point, point, point);
 	if (geteuid() != 0 || system(cmd) != 0)
@@ -607,8 +572,8 @@ int main(int argc, char **argv)
 	trust_free(trust);
 	close(dirfd);
 	if (*mounted)
-		run("umount %s", mounted);
-	run("rm -r %s", top_dir);
+		CHECK(run("umount %s", mounted));
+	CHECK(run("rm -r %s", top_dir));
 	puts("ok");
 	return 0;
 }

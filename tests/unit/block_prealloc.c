@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
-#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,49 +14,18 @@
 
 #include "block/merge.h"
 #include "block/trust.h"
+#include "block_test.h"
 
 #define DISK_MAX   (6u << 20)
 #define NR_WRITERS 3
 #define SECTOR	   512u
 
-#define CHECK(what) \
-	do { \
-		int e_ = (what); \
-		if (e_) { \
-			printf("%s:%d: %s = %d (left in %s)\n", __FILE__, __LINE__, #what, e_, top_dir); \
-			exit(1); \
-		} \
-	} while (0)
-
-static char top_dir[200], mounted[250], dir[250];
+static char top_dir[100], mounted[150];
 static int dirfd;
 static struct image_cache *cache;
 static unsigned char model[DISK_MAX], seen[DISK_MAX];
 static uint64_t disk_size;
 static atomic_bool stop;
-
-static uint64_t pick(uint64_t below)
-{
-	return below ? (uint64_t)random() % below : 0;
-}
-
-static int run(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
-static int run(const char *fmt, ...)
-{
-	char cmd[2000];
-	va_list ap;
-	va_start(ap, fmt);
-	vsnprintf(cmd, sizeof cmd, fmt, ap);
-	va_end(ap);
-	return system(cmd);
-}
-
-static const char *path_of(const char *name)
-{
-	static char path[400];
-	snprintf(path, sizeof path, "%s/%s", dir, name);
-	return path;
-}
 
 static void change(struct head *head)
 {
@@ -210,7 +178,7 @@ static void do_disk(void)
 /* As root, where there are loop devices. */
 static bool mount_xfs(void)
 {
-	char point[250];
+	char point[150];
 	snprintf(point, sizeof point, "%s/xfs", top_dir);
 	if (geteuid() != 0 || run("truncate -s 400M %s.img && mkfs.xfs -q -m reflink=1 %s.img && mkdir %s && mount -o loop %s.img %s", point, point, point, point, point))
 		return false;

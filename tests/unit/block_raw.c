@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,51 +13,17 @@
 
 #include "block/merge.h"
 #include "block/trust.h"
+#include "block_test.h"
 
 #define DISK_MAX   (4u << 20)
 #define NR_WRITERS 4
 #define SECTOR	   512u
 
-#define CHECK(what) \
-	do { \
-		int e_ = (what); \
-		if (e_) { \
-			printf("%s:%d: %s = %d (left in %s)\n", __FILE__, __LINE__, #what, e_, dir); \
-			exit(1); \
-		} \
-	} while (0)
-
-static char dir[200], device[100];
+static char device[100];
 static int dirfd;
 static struct image_cache *cache;
 static unsigned char model[DISK_MAX], seen[DISK_MAX];
 static uint64_t disk_size;
-
-static uint64_t pick(uint64_t below)
-{
-	return below ? (uint64_t)random() % below : 0;
-}
-
-static void run(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
-static void run(const char *fmt, ...)
-{
-	char cmd[2000];
-	va_list ap;
-	va_start(ap, fmt);
-	vsnprintf(cmd, sizeof cmd, fmt, ap);
-	va_end(ap);
-	if (system(cmd) != 0) {
-		printf("failed: %s\n", cmd);
-		exit(1);
-	}
-}
-
-static const char *path_of(const char *name)
-{
-	static char path[400];
-	snprintf(path, sizeof path, "%s/%s", dir, name);
-	return path;
-}
 
 static void compare(const void *bytes, uint64_t off, uint64_t len, const char *what)
 {
@@ -149,7 +114,7 @@ static void compare_with_qemu(const char *name)
 {
 	FILE *f = fopen(path_of("model"), "w");
 	CHECK(!f || fwrite(model, 1, disk_size, f) != disk_size || fclose(f));
-	run("qemu-img convert -f raw -O raw '%s/%s' '%s/out' && cmp '%s/out' '%s/model'", dir, name, dir, dir, dir);
+	CHECK(run("qemu-img convert -f raw -O raw '%s/%s' '%s/out' && cmp '%s/out' '%s/model'", dir, name, dir, dir, dir));
 }
 
 static void change_it(struct head **head, const char *name, bool may_grow)
@@ -225,7 +190,7 @@ static void check_locks(const char *name)
 {
 	struct head *other = NULL;
 	CHECK(open_named(name, &other) != -EBUSY);
-	run("! qemu-io -f raw -c 'write 0 512' '%s/%s' >'%s/log' 2>&1 && grep -q lock '%s/log'", dir, name, dir, dir);
+	CHECK(run("! qemu-io -f raw -c 'write 0 512' '%s/%s' >'%s/log' 2>&1 && grep -q lock '%s/log'", dir, name, dir, dir));
 }
 
 static void test_file(void)
@@ -265,7 +230,7 @@ static void test_file(void)
 /* In its own directory stands a link, as LVM makes it. */
 static bool make_device(void)
 {
-	run("truncate -s %u '%s/device.img'", DISK_MAX, dir);
+	CHECK(run("truncate -s %u '%s/device.img'", DISK_MAX, dir));
 	snprintf(device, sizeof device, "%s", geteuid() == 0 ? "" : "-");
 	if (*device)
 		return false;
@@ -284,7 +249,7 @@ static void test_device(void)
 	struct head *head = NULL;
 	struct overlay_facts facts;
 	uint64_t bytes = 0;
-	run("head -c %u /dev/urandom >'%s/old'; dd if='%s/old' of=%s bs=1M status=none conv=fsync", DISK_MAX, dir, dir, device);
+	CHECK(run("head -c %u /dev/urandom >'%s/old'; dd if='%s/old' of=%s bs=1M status=none conv=fsync", DISK_MAX, dir, dir, device));
 	FILE *f = fopen(path_of("old"), "r");
 	CHECK(!f || fread(model, 1, DISK_MAX, f) != DISK_MAX || fclose(f));
 	disk_size = DISK_MAX;
@@ -307,7 +272,7 @@ static void test_device(void)
 	CHECK(facts.virtual_size != DISK_MAX || !S_ISBLK(facts.st.st_mode));
 	close(fd);
 	CHECK(head_open_raw(dirfd, "", path_of("volume"), &head, NULL) != -ENOTBLK);
-	run("losetup -d %s", device);
+	CHECK(run("losetup -d %s", device));
 }
 
 /* --- as a destination ------------------------------------------------------------------------------------------------------------ */
@@ -342,7 +307,7 @@ static void test_absorb(void)
 	CHECK(fstatat(dirfd, "base.raw", &st, 0) || image_cache_expect_changes(cache, st.st_dev, st.st_ino, true));
 	CHECK(head_open_raw_frozen(dirfd, "base.raw", path_of("base.raw"), &head, NULL));
 	CHECK(head_claim(head, cache, NULL));
-	run("! qemu-io -r -f raw -c 'read 0 512' '%s/base.raw' >'%s/log' 2>&1 && grep -q lock '%s/log'", dir, dir, dir);
+	CHECK(run("! qemu-io -r -f raw -c 'read 0 512' '%s/base.raw' >'%s/log' 2>&1 && grep -q lock '%s/log'", dir, dir, dir));
 	CHECK(view_open(cache, &source, &late, NULL));
 	CHECK(view_lock(late, NULL));
 	CHECK(head_virtual_size(head) != disk_size);
@@ -385,7 +350,7 @@ int main(int argc, char **argv)
 	image_cache_free(cache);
 	trust_free(trust);
 	close(dirfd);
-	run("rm -r '%s'", dir);
+	CHECK(run("rm -r '%s'", dir));
 	puts("ok");
 	return 0;
 }
