@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "base/name.h"
 #include "fs/control.h"
 #include "fs/ops.h"
 #include "fs/tree.h"
@@ -192,19 +193,10 @@ void ops_mkdir(fuse_req_t req, fuse_ino_t parent_ino, const char *name, mode_t m
 
 /* --- files ------------------------------------------------------------------------------------------------------------ */
 
-/* NAME without what rsync makes of it while it writes: ".NAME.XXXXXX". The caller frees. */
-static char *final_name(const char *name)
-{
-	size_t len = strlen(name);
-	if (len > 8 && name[0] == '.' && name[len - 7] == '.')
-		return strndup(name + 1, len - 8);
-	return strdup(name);
-}
-
 /* What a copy of a VM or snapshot brings along and nobody wants to keep: we have our own. */
 static bool is_unwanted(const char *name)
 {
-	auto_free char *final = final_name(name);
+	auto_free char *final = name_final(name);
 	enum node_kind kind = final ? tree_service_kind(final) : NODE_NONE;
 	return final && (kind == NODE_STATUS || kind == NODE_VM_EVENTS || kind == NODE_CURRENT ||
 			 !strcmp(final, "snapshot.xml") || !strcmp(final, "memory"));
@@ -248,7 +240,7 @@ static int create_action(fuse_req_t req, const struct place *actions, const char
 {
 	struct fs *fs = ops_fs(req);
 	struct node node = {.kind = NODE_ACTION, .vm = actions->node.vm, .disk = action_kind_by_name(name)};
-	auto_free char *final = final_name(name);
+	auto_free char *final = name_final(name);
 	if (!node.disk && (!final || !action_kind_by_name(final)))
 		return reason_set(why, -EPERM, "there is no such action");
 	if (!node.disk)

@@ -65,3 +65,10 @@ char *name_make_valid(const char *name)
 	}
 	return made;
 }
+
+char *name_final(const char *name)
+{
+	size_t len = strlen(name);
+	bool is_temporary = len > 8 && name[0] == '.' && name[len - 7] == '.';
+	return is_temporary ? strndup(name + 1, len - 8) : strdup(name);
+}

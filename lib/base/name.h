@@ -12,4 +12,7 @@ int name_check(const char *name);
 /* A copy of NAME that name_check accepts: what it would refuse becomes '_'. NULL when memory is out. */
 char *name_make_valid(const char *name);
 
+/* NAME without what rsync makes of it while it writes (".NAME.", six characters): a copy. NULL when memory is out. */
+char *name_final(const char *name);
+
 #endif

@@ -4,7 +4,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/mem.h"
 #include "store/full_raw.h"
@@ -345,14 +344,6 @@ static void find(struct store *store, const struct job *job, struct finding *ret
 	vm_put(vm);
 }
 
-/* Who goes back to a snapshot waits until the VM's disks are closed. */
-static void let_others_first(struct store *store, const struct job *job)
-{
-	const struct entry *entry = table_entry(store, job->vm_id);
-	while (atomic_load(&entry->nr_waiting) && !atomic_load(&job->progress.stop))
-		usleep(1000);
-}
-
 static int pull_frozen(struct merge *m, struct reason *why)
 {
 	int err = merge_open_dest(m, why);
@@ -570,7 +561,7 @@ static int run(struct store *store, struct job *job, struct reason *why)
 {
 	int err = MERGE_AGAIN;
 	for (unsigned nr_again = 0; err == MERGE_AGAIN && nr_again < ATTEMPTS_MAX; nr_again++) {
-		let_others_first(store, job);
+		jobs_let_others_first(store, job);
 		err = attempt(store, job, why);
 	}
 	if (err == -ENOENT && is_source_gone(store, job->layer)) {
@@ -601,14 +592,6 @@ static void describe(const struct job *job, struct strbuf *b)
 	if (job->disk.pending_path)
 		strbuf_addf(b, "source: %s\n", job->disk.pending_path);
 	strbuf_addf(b, "target: %s\n", job->disk.path);
-}
-
-static int cancel(struct store *store, const struct job *job, struct reason *why)
-{
-	(void)store;
-	(void)job;
-	(void)why;
-	return 0;
 }
 
 static int cancelled(struct store *store, uint32_t vm_id, const char *layer, struct reason *why)
@@ -643,6 +626,5 @@ static const struct job_kind kind = {
 	.describe = describe,
 	.run = run,
 	.report = report,
-	.cancel = cancel,
 	.cancelled = cancelled,
 };

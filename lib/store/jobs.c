@@ -218,6 +218,13 @@ int jobs_wait(struct store *store, const char *layer, struct reason *why)
 	return err;
 }
 
+void jobs_let_others_first(struct store *store, const struct job *job)
+{
+	const struct entry *entry = table_entry(store, job->vm_id);
+	while (atomic_load(&entry->nr_waiting) && !atomic_load(&job->progress.stop))
+		usleep(1000);
+}
+
 /* --- the work ---------------------------------------------------------------------------------------------------------------- */
 
 /* One attempt, without the lock; afterwards the job is off the list, or waits. */
@@ -359,7 +366,9 @@ int store_job_cancel(struct store *store, const char *id, struct reason *why)
 	struct jobs *jobs = store->jobs;
 	pthread_mutex_lock(&jobs->lock);
 	struct job *job = find_locked(jobs, id);
-	int err = job && !job->forgotten ? job->kind->cancel(store, job, why) : -ENOENT;
+	int err = job && !job->forgotten ? 0 : -ENOENT;
+	if (!err && job->kind->cancel)
+		err = job->kind->cancel(store, job, why);
 	if (err) {
 		pthread_mutex_unlock(&jobs->lock);
 		return err;

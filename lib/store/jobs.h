@@ -35,7 +35,7 @@ struct job_kind {
 	int (*run)(struct store *store, struct job *job, struct reason *why);
 	/* Says in an event that an attempt failed: once for each error. */
 	void (*report)(struct store *store, const struct job *job, int err, const struct reason *why);
-	/* Somebody wants it to end: 0, or why that can't be. Called with jobs->lock held. */
+	/* Somebody wants it to end: 0, or why that can't be. Called with jobs->lock held; NULL: it can. */
 	int (*cancel)(struct store *store, const struct job *job, struct reason *why);
 	/* The job was taken off the list because somebody wanted it to. Without a lock; it may be at its last piece yet. May be NULL. */
 	int (*cancelled)(struct store *store, uint32_t vm_id, const char *layer, struct reason *why);
@@ -81,6 +81,9 @@ void jobs_forget_layer(struct store *store, const char *layer);
 /* Waits until no job holds the layer any more. -EBUSY: its job failed, and waits for its next attempt. -EINTR: the store is being
  * closed. The caller holds no lock. */
 int jobs_wait(struct store *store, const char *layer, struct reason *why);
+
+/* Before JOB opens its VM's disks: who goes back to a snapshot waits until they are closed, and goes first. The caller holds no lock. */
+void jobs_let_others_first(struct store *store, const struct job *job);
 
 /* "copy of vda.img, 27 %" for each job of the VM, in lines; the caller frees. */
 int jobs_status(struct store *store, uint32_t vm_id, char **ret);

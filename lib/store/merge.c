@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include "base/mem.h"
 #include "store/merge_steps.h"
@@ -136,14 +135,6 @@ static void report(struct store *store, const struct job *job, int err, const st
 	vm_put(vm);
 }
 
-/* Who goes back to a snapshot waits until the VM's disks are closed. */
-static void let_others_first(struct store *store, const struct job *job)
-{
-	const struct entry *entry = table_entry(store, job->vm_id);
-	while (atomic_load(&entry->nr_waiting) && !atomic_load(&job->progress.stop))
-		usleep(1000);
-}
-
 static int run(struct store *store, struct job *job, struct reason *why)
 {
 	struct merge m = {.store = store, .job = job};
@@ -151,7 +142,7 @@ static int run(struct store *store, struct job *job, struct reason *why)
 	bool ended = false;
 	/* A run that is done may be part of a longer one by now. */
 	for (unsigned nr_again = 0; (!err || err == MERGE_AGAIN) && nr_again < ATTEMPTS_MAX; nr_again += err == MERGE_AGAIN) {
-		let_others_first(store, job);
+		jobs_let_others_first(store, job);
 		err = layers_begin_run(store, job->layer, &m.run);
 		ended = err == -ENOENT;
 		if (err)

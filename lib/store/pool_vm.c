@@ -238,14 +238,6 @@ bool pool_vm_refresh(struct store *store, const struct vm *vm)
 
 /* --- volumes ------------------------------------------------------------------------------------------------------------ */
 
-/* NAME without what rsync makes of it while it writes: ".NAME.XXXXXX". */
-static void final_name(const char *name, char ret[LAYER_NAME_MAX])
-{
-	size_t len = strlen(name);
-	bool is_temporary = len > 8 && len < LAYER_NAME_MAX && name[0] == '.' && name[len - 7] == '.';
-	snprintf(ret, LAYER_NAME_MAX, "%.*s", (int)(is_temporary ? len - 8 : len), is_temporary ? name + 1 : name);
-}
-
 static const char *ending_of(enum image_format format)
 {
 	return format == IMAGE_QCOW2 ? ".qcow2" : ".raw";
@@ -295,8 +287,9 @@ int pool_volume_make(struct store *store, const struct vm *vm, const char *file_
 		     struct reason *why)
 {
 	const struct pool *pool = pool_of_vm(store, vm);
-	char final[LAYER_NAME_MAX];
-	final_name(file_name, final);
+	auto_free char *final = name_final(file_name);
+	if (!final)
+		return -ENOMEM;
 	enum image_format format = layer_format(final);
 	if (strlen(final) > POOL_FILE_MAX)
 		return reason_set(why, -ENAMETOOLONG, "the name of a volume has at most %d bytes", POOL_FILE_MAX);
@@ -319,8 +312,9 @@ int pool_volume_make(struct store *store, const struct vm *vm, const char *file_
 
 int pool_check_rename(const char *layer, const char *new_name, struct reason *why)
 {
-	char final[LAYER_NAME_MAX];
-	final_name(new_name, final);
+	auto_free char *final = name_final(new_name);
+	if (!final)
+		return -ENOMEM;
 	if (strlen(final) > POOL_FILE_MAX)
 		return reason_set(why, -ENAMETOOLONG, "the name of a volume has at most %d bytes", POOL_FILE_MAX);
 	if (layer_format(layer) == layer_format(final))

@@ -29,21 +29,12 @@ static void report(struct store *store, const struct job *job, int err, const st
 	vm_put(vm);
 }
 
-static int cancel(struct store *store, const struct job *job, struct reason *why)
-{
-	(void)store;
-	(void)job;
-	(void)why;
-	return 0;
-}
-
 static const struct job_kind kind = {
 	.verb = "repair",
 	.title = "repair of a layer that a killed daemon left marked dirty",
 	.id_ending = "-repair",
 	.run = run,
 	.report = report,
-	.cancel = cancel,
 };
 
 void repair_plan(struct store *store)
