@@ -104,11 +104,11 @@ check_clone() { # NAME KIND MIB FORMAT MODE ALLOCATION
 }
 
 # Whose size is that of the device, whatever it has allocated.
-check_in_device() { # DEVICE KIND MIB
+check_in_device() { # DEVICE KIND MIB [thin]
 	cp --sparse=always "want/$2" wanted.img
 	truncate -s "$3M" wanted.img
 	qemu-img check -q -f qcow2 "$1" || fail "$1: qemu-img check"
-	[[ $(qemu-img info -f qcow2 "$1") != *"backing file"* ]] || fail "$1 has a backing file"
+	[ "${4:-}" = thin ] || [[ $(qemu-img info -f qcow2 "$1") != *"backing file"* ]] || fail "$1 has a backing file"
 	[ "$(qemu-img compare -f qcow2 -F raw "$1" wanted.img)" = "Images are identical." ] || fail "$1 differs"
 }
 
@@ -142,6 +142,12 @@ for kind in external internal mixed compressed head; do
 		done
 	done
 	finish
+	begin $kind $size qcow2 thin sparse dev qv0.qcow2
+	wait_until 60 jobs_done mnt
+	[[ $(qemu-img info -f qcow2 dev/qv0.qcow2) == *"backing file"* ]] || fail "a thin clone of $kind in a device lies over nothing"
+	check_in_device dev/qv0.qcow2 $kind $size thin
+	rm -r "mnt/clones/${made[0]%% *}"
+	made=()
 	for allocation in sparse full; do
 		begin $kind $size raw full $allocation dev lv0
 		begin $kind $larger raw full $allocation dev lv1
