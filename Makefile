@@ -2,6 +2,7 @@
 # make check      what scripts/test runs, without setting anything up
 # make bench      what scripts/bench runs
 # make install    to DESTDIR PREFIX
+# make fuzz       libFuzzer's targets, by clang, into build-fuzz/
 # make SAN=address,undefined  or  SAN=thread   into build-SAN/
 ifeq ($(origin CC),default)
 CC := gcc
@@ -30,17 +31,23 @@ FS_SRC := $(sort $(wildcard fs/*.c))
 TOOL_SRC := $(sort $(wildcard tests/tools/*.c))
 BENCH_SRC := $(sort $(wildcard tests/bench/*.c))
 UNIT_SRC := $(sort $(wildcard tests/unit/*.c))
+FAULT_SRC := $(sort $(wildcard tests/fault/*.c))
+FAULT_COMMON_SRC := $(sort $(wildcard tests/fault/common/*.c))
+FUZZ_SRC := $(sort $(wildcard tests/fuzz/*.c))
 LIB_OBJ := $(LIB_SRC:%.c=$(BUILD)/%.o)
 FS_OBJ := $(FS_SRC:%.c=$(BUILD)/%.o)
 LIB := $(BUILD)/libvmsnapfs.a
 TOOLS := $(TOOL_SRC:tests/tools/%.c=$(BUILD)/tools/%)
 BENCHES := $(BENCH_SRC:tests/bench/%.c=$(BUILD)/bench/%)
 UNITS := $(UNIT_SRC:tests/unit/%.c=$(BUILD)/unit/%)
+FAULTS := $(FAULT_SRC:tests/fault/%.c=$(BUILD)/fault/%)
+FAULT_COMMON := $(FAULT_COMMON_SRC:%.c=$(BUILD)/%.o)
+FUZZERS := $(FUZZ_SRC:tests/fuzz/%.c=build-fuzz/fuzz/%)
 
-.PHONY: all lib tests bench check clean install uninstall format
+.PHONY: all lib tests bench fuzz fuzzers check clean install uninstall format
 all: $(BUILD)/vmsnapfs
 lib: $(LIB)
-tests: $(TOOLS) $(UNITS) $(BENCHES)
+tests: $(TOOLS) $(UNITS) $(FAULTS) $(BENCHES)
 bench: all $(BENCHES) $(BUILD)/tools/makehosts $(BUILD)/tools/stamper
 
 $(BUILD)/%.o: %.c
@@ -68,6 +75,20 @@ $(BUILD)/unit/block_powercut $(BUILD)/unit/block_mergecut: LDFLAGS += -Wl,--wrap
 $(BUILD)/unit/%: $(BUILD)/tests/unit/%.o $(LIB)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $< $(LIB) $(shell pkg-config --libs $(LIB_PKGS))
+
+# The calls that change what a disk holds: tests/fault/common/disk.h says what becomes of them.
+FAULT_WRAPS := pread64 pwrite64 fdatasync fsync fallocate64 ftruncate64 openat64 open64 mkdirat renameat renameat2 linkat unlinkat symlinkat ioctl \
+	copy_file_range sync_file_range
+$(BUILD)/fault/%: $(BUILD)/tests/fault/%.o $(FAULT_COMMON) $(LIB)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(ALL_LDFLAGS) $(FAULT_WRAPS:%=-Wl,--wrap=%) -o $@ $< $(FAULT_COMMON) $(LIB) $(shell pkg-config --libs $(LIB_PKGS))
+
+fuzz:
+	$(MAKE) CC=clang BUILD=build-fuzz SAN=address,undefined CFLAGS='$(CFLAGS) -fsanitize=fuzzer-no-link -fno-sanitize-recover=undefined' fuzzers
+fuzzers: $(FUZZERS)
+build-fuzz/fuzz/%: build-fuzz/tests/fuzz/%.o $(LIB)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(ALL_LDFLAGS) -fsanitize=fuzzer -o $@ $< $(LIB) $(shell pkg-config --libs $(LIB_PKGS))
 
 check: all tests
 	scripts/test --no-setup
