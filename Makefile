@@ -23,7 +23,8 @@ LIB_PKGS := libxml-2.0 uuid zlib libzstd libdeflate
 WARN := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wformat=2 -Wundef -Wpointer-arith
 OPT ?= -O2 -g
 CPPFLAGS += -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -DFUSE_USE_VERSION=314 -DVMSNAPFS_VERSION='"$(VERSION)"' -Ilib -I. $(PKG_CFLAGS)
-ALL_CFLAGS = -std=gnu11 $(WARN) $(OPT) -pthread -fno-strict-aliasing $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer) $(CFLAGS)
+# Stacks tell who called: tests/fault names its steps by them.
+ALL_CFLAGS = -std=gnu11 $(WARN) $(OPT) -pthread -fno-strict-aliasing -fno-optimize-sibling-calls $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer) $(CFLAGS)
 ALL_LDFLAGS = -pthread $(if $(SAN),-fsanitize=$(SAN)) $(LDFLAGS)
 
 LIB_SRC := $(sort $(wildcard lib/*/*.c))
@@ -77,8 +78,8 @@ $(BUILD)/unit/%: $(BUILD)/tests/unit/%.o $(LIB)
 	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $< $(LIB) $(shell pkg-config --libs $(LIB_PKGS))
 
 # The calls that change what a disk holds: tests/fault/common/disk.h says what becomes of them.
-FAULT_WRAPS := pread64 pwrite64 fdatasync fsync fallocate64 ftruncate64 openat64 open64 mkdirat renameat renameat2 linkat unlinkat symlinkat ioctl \
-	copy_file_range sync_file_range
+FAULT_WRAPS := pread64 pwrite64 fdatasync fsync fallocate64 ftruncate64 openat64 open64 mkdir mkdirat renameat renameat2 linkat unlink unlinkat \
+	symlinkat ioctl copy_file_range sync_file_range
 $(BUILD)/fault/%: $(BUILD)/tests/fault/%.o $(FAULT_COMMON) $(LIB)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_LDFLAGS) $(FAULT_WRAPS:%=-Wl,--wrap=%) -o $@ $< $(FAULT_COMMON) $(LIB) $(shell pkg-config --libs $(LIB_PKGS))

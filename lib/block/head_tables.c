@@ -348,16 +348,30 @@ static int extend_file(struct head *head)
 	return err;
 }
 
-static int write_l1_and_size(const struct head *head, const struct flush_set *set)
+static int write_new_tables(const struct head *head, const struct flush_set *set)
+{
+	return write_pages(head, set, 0, set->nr_unknown);
+}
+
+static int write_known_tables(const struct head *head, const struct flush_set *set)
+{
+	return write_pages(head, set, set->nr_unknown, set->nr_pages);
+}
+
+static int write_l1(const struct head *head, const struct flush_set *set)
 {
 	int err = 0;
 	for (size_t i = 0; i < set->nr_l1 && !err; i++)
 		err = file_write(head->fd, &set->l1_entries[i], 8, head->header.l1_offset + set->l1_indices[i] * 8);
-	if (!err && set->size_dirty) {
-		be64 size = be64_make((set->virtual_size + 511) & ~511ull);
-		err = file_write(head->fd, &size, sizeof size, offsetof(struct qcow2_header_disk, virtual_size));
-	}
 	return err;
+}
+
+static int write_size(const struct head *head, const struct flush_set *set)
+{
+	if (!set->size_dirty)
+		return 0;
+	be64 size = be64_make((set->virtual_size + 511) & ~511ull);
+	return file_write(head->fd, &size, sizeof size, offsetof(struct qcow2_header_disk, virtual_size));
 }
 
 /* I7 */
@@ -400,14 +414,16 @@ static int write_set(struct head *head, const struct flush_set *set)
 	bool tables = set->nr_pages || set->nr_l1 || set->size_dirty;
 	int err = tables ? extend_file(head) : 0;
 	if (!err)
-		err = write_pages(head, set, 0, set->nr_unknown);
+		err = write_new_tables(head, set);
 	if (!err)
 		err = tables_barrier(head); /* F2: data and new tables are stable before anything on disk names them */
 	if (err || !tables)
 		return err;
-	err = write_pages(head, set, set->nr_unknown, set->nr_pages);
+	err = write_known_tables(head, set);
 	if (!err)
-		err = write_l1_and_size(head, set);
+		err = write_l1(head, set);
+	if (!err)
+		err = write_size(head, set);
 	return err ? err : tables_barrier(head); /* F4 */
 }
 

@@ -4,7 +4,7 @@
  *
  * A *step* is one such call that changes something: a write, a sync, a truncation, an allocation or a hole, a file or directory made, renamed, linked,
  * unlinked; FICLONERANGE and copy_file_range. Reads are counted apart. Each step has a name, told by the functions on its stack (struct step_name):
- * "refcounts", "L2 tables", "freeze: new overlay". A step on whose stack no named function is has the name "unnamed", which fails the test: whoever
+ * "refcounts: write", "L2 tables: write", "new overlay: create": what the table says, and the kind of call. A step on whose stack no named function is has the name "unnamed", which fails the test: whoever
  * adds a write path names it here. */
 #ifndef FAULT_DISK_H
 #define FAULT_DISK_H
@@ -13,8 +13,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Of the functions on a step's stack the innermost that is in the table names it. STEP may depend on the call: "sync" or "write" is put behind it
- * by disk_step_name(). The table ends with {NULL}. */
+/* Of the functions on a step's stack the innermost that is in the table names it; "file.c:function" where more than one file has a function of that
+ * name. Static and inlined functions count. A STEP with / at its end is put before the name that the rest of the stack gives: "merge push/data".
+ * The table ends with {NULL}. */
 struct step_name {
 	const char *function, *step;
 };
@@ -34,8 +35,15 @@ enum fault_kind {
 #define DISK_KILLED 99
 extern const char *const fault_kind_names[NR_FAULT_KINDS];
 
+/* What outlives a process: a parent that wants to know calls it before its children disk_watch(). */
+void disk_init(void);
+
 /* What happens below DIR (real) is this disk's, from now on; the rest of the world isn't touched. Once in a process. */
 void disk_watch(const char *dir);
+void disk_leave(void);
+
+/* FICLONERANGE works (by copying), as on a filesystem that shares blocks; else it is -EOPNOTSUPP, and no step. */
+void disk_allow_clones(void);
 
 /* The step with number NTH (the first is 0) from now on fails as KIND says; with FOR_GOOD all later ones too (for ENOSPC: those that need space;
  * syncs, holes, unlinks and renames go on). */
@@ -43,7 +51,9 @@ void disk_arm(enum fault_kind kind, uint64_t nth, bool for_good);
 void disk_disarm(void);
 uint64_t disk_nr_steps(void); /* since disk_arm */
 uint64_t disk_nr_reads(void);
-/* Whether the armed fault has happened, and at which step. The name holds until disk_arm. */
+/* Step NR's since disk_arm; NULL: it wasn't there. */
+const char *disk_step_name(uint64_t nr, bool *ret_needs_space);
+/* Whether the armed fault has happened, and at which step ("unnamed" for a read). */
 bool disk_struck(const char **ret_step_name);
 
 /* Power cuts. From disk_record() on each step is remembered, with its data and in the order in which it happened. */
@@ -54,5 +64,10 @@ const char *disk_recorded_name(uint64_t nr);
  * sync of its file, or for names of its directory, has made stable; and of the rest, by the dice of SEED, any part in any order, data torn at 512 bytes.
  * A rename is whole or not at all. */
 void disk_rebuild(const char *to, uint64_t cut, unsigned seed);
+/* At the step with number NTH (as disk_arm counts) the power goes: what could be left is put into TO, and the process ends with status DISK_KILLED.
+ * Whatever else is armed. */
+void disk_arm_cut(uint64_t nth, const char *to, unsigned seed);
+/* The bytes, names, links and times below FROM, made again in TO, which isn't there. */
+void disk_copy(const char *from, const char *to);
 
 #endif

@@ -7,7 +7,7 @@
 
 /* What a scenario has promised to its user so far, in memory that outlives its process. What the bytes mean is the scenario's business. */
 struct promise {
-	uint64_t step;	     /* the disk's steps when something was last promised; matrix_promised() sets it */
+	uint64_t step;	     /* of the disk when something was last promised; matrix_promised() sets it */
 	unsigned char told[1 << 20];
 };
 
@@ -17,18 +17,19 @@ struct scenario {
 	void (*prepare)(const char *dir);
 	/* Does the work. An error that the library reports is no failure: the run goes on as a user would, or ends. */
 	void (*run)(const char *dir, struct promise *promise);
-	/* In a process of its own, nothing failing any more: exit(1) with a line on stdout when a promise is broken. CUT: after a power
-	 * cut; then what was promised holds only as of PROMISE, which is as it was at the moment of the cut. */
+	/* In a process of its own, nothing failing any more: exit(1) with a line on stdout when a promise is broken. PROMISE is what
+	 * matrix_promised() was told last before the end, however it came. CUT: by a power cut. */
 	void (*check)(const char *dir, const struct promise *promise, bool cut);
 };
 
-/* Tells the world: all that is in *PROMISE now holds. A copy of it goes with the recorded steps, for the checks after power cuts. */
+/* Tells the world: all that is in *PROMISE now holds, and what it told before no longer need. */
 void matrix_promised(struct promise *promise);
 
 /* main() of a test: runs all cells of NR scenarios that fit into the time (all of them with NIGHTLY in the environment; else as many as fit
  * in about BUDGET seconds, evenly spread, begun at a place that SEED in the environment says), prints for each step name how often each kind of fault
  * struck it, and fails when a promise was broken, when a step has no name, or when a name in MUST (NULL-terminated) was never struck.
- * NAME [SCENARIO [KIND [NTH]]] runs one cell and leaves its directory there. */
+ * MUST has names with their kind of call ("refcounts: write") or without. NAME SCENARIO lists a scenario's steps; NAME SCENARIO KIND [NTH] runs its cells
+ * of that kind, or one, and leaves its directory there. */
 int matrix_main(int argc, char **argv, const struct scenario *scenarios, size_t nr, unsigned budget, const char *const *must);
 
 #endif
