@@ -54,9 +54,9 @@ double attr_entry_timeout(const struct place *parent)
 	return ATTR_SECONDS;
 }
 
-bool attr_may_read(uid_t uid, const gid_t *groups, size_t nr_groups, uid_t owner, gid_t group, mode_t mode)
+bool attr_may_read(uid_t uid, bool overrides, const gid_t *groups, size_t nr_groups, uid_t owner, gid_t group, mode_t mode)
 {
-	if (uid == 0)
+	if (overrides)
 		return true;
 	if (uid == owner)
 		return mode & S_IRUSR;
@@ -115,10 +115,6 @@ static mode_t permissions(struct fs *fs, const struct place *place)
 	case NODE_CURRENT:
 	case NODE_CLONE_LINK:
 		return 0777;
-	case NODE_DOMAIN:
-		return managed ? place->vm->mode | 0200 : place->vm->mode;
-	case NODE_SNAPSHOT_XML:
-		return place->vm->mode;
 	case NODE_STATUS:
 	case NODE_VM_EVENTS:
 		return managed ? 0644 : 0444; /* rm asks before it removes what can't be written */
@@ -129,12 +125,24 @@ static mode_t permissions(struct fs *fs, const struct place *place)
 	case NODE_README:
 	case NODE_EVENTS:
 	case NODE_SCRATCH:
+	case NODE_SNAPSHOT_XML: /* see fill_config */
+	case NODE_DOMAIN:
 	case NODE_MEMORY:
 	case NODE_DISK:
 	case NODE_KINDS:
 		break;
 	}
 	return 0444;
+}
+
+/* It may hold passwords. */
+static void fill_config(const struct place *place, struct stat *st)
+{
+	struct access access;
+	store_config_access(place->vm, place->snapshot, &access);
+	st->st_uid = access.uid;
+	st->st_gid = access.gid;
+	st->st_mode = S_IFREG | access.mode | (place->node.kind == NODE_DOMAIN && place_is_managed(place) ? 0200 : 0);
 }
 
 static void fill_common(struct fs *fs, const struct place *place, struct stat *st)
@@ -226,6 +234,8 @@ int attr_load(struct fs *fs, const struct place *place, const struct handle *han
 		fill_disk(fs, place, handle, thread, ret);
 		return 0;
 	}
+	if (place->node.kind == NODE_DOMAIN || place->node.kind == NODE_SNAPSHOT_XML)
+		fill_config(place, ret);
 	if (S_ISLNK(ret->st_mode))
 		err = fill_link(fs, place, ret);
 	else if (text_is(place))

@@ -20,6 +20,6 @@ mode_t attr_type(enum node_kind kind);
 double attr_entry_timeout(const struct place *parent);
 
 /* Whether UID with its GROUPS (GID first) may read what ST shows, by owner, group and others. */
-bool attr_may_read(uid_t uid, const gid_t *groups, size_t nr_groups, uid_t owner, gid_t group, mode_t mode);
+bool attr_may_read(uid_t uid, bool overrides, const gid_t *groups, size_t nr_groups, uid_t owner, gid_t group, mode_t mode);
 
 #endif

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -51,19 +52,45 @@ void callers_free(struct callers *callers)
 	free(callers);
 }
 
+/* A file of /proc, cut off where TEXT ends; "": it can't be read. */
+static void read_proc(const char *path, char *text, size_t cap)
+{
+	auto_close int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t len = fd < 0 ? -1 : file_read(fd, text, cap - 1, 0);
+	text[len > 0 ? len : 0] = '\0';
+}
+
 pid_t callers_process(pid_t thread)
 {
 	char path[40], text[512];
 	if (thread <= 0)
 		return 0;
 	snprintf(path, sizeof path, "/proc/%d/status", (int)thread);
-	auto_close int fd = open(path, O_RDONLY | O_CLOEXEC);
-	ssize_t len = fd < 0 ? -1 : file_read(fd, text, sizeof text - 1, 0);
-	if (len <= 0)
-		return 0;
-	text[len] = '\0';
+	read_proc(path, text, sizeof text);
 	const char *line = strstr(text, "\nTgid:");
 	return line ? (pid_t)atoi(line + strlen("\nTgid:")) : 0;
+}
+
+/* In a user namespace of its own nobody's capabilities count for what lies outside. */
+static bool is_in_our_namespace(pid_t thread)
+{
+	char path[40], ours[512], theirs[512];
+	snprintf(path, sizeof path, "/proc/%d/uid_map", (int)thread);
+	read_proc("/proc/self/uid_map", ours, sizeof ours);
+	read_proc(path, theirs, sizeof theirs);
+	return *ours && strcmp(ours, theirs) == 0;
+}
+
+bool callers_overrides_permissions(uid_t uid, pid_t thread)
+{
+	const uint64_t wanted = 1ull << CAP_DAC_OVERRIDE | 1ull << CAP_DAC_READ_SEARCH;
+	char path[40], text[4096];
+	if (uid != 0 || thread <= 0)
+		return false;
+	snprintf(path, sizeof path, "/proc/%d/status", (int)thread);
+	read_proc(path, text, sizeof text);
+	const char *line = strstr(text, "\nCapEff:");
+	return line && (strtoull(line + strlen("\nCapEff:"), NULL, 16) & wanted) && is_in_our_namespace(thread);
 }
 
 /* The entry of PROCESS; MAKE: in the place of the one that was seen longest ago, where there is none. */

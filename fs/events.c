@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -12,10 +13,12 @@
 
 #include "base/file.h"
 #include "base/mem.h"
+#include "base/name.h"
 #include "base/strbuf.h"
 #include "store/intern.h"
 
-#define LOG_MAX_BYTES	  (8u << 20) /* then events.log becomes events.log.old */
+#define LOG_NAME	  "events.log"
+#define LOG_MAX_BYTES	  (8u << 20) /* then it becomes events.log.old */
 #define OLD_LINES_BYTES	  (256u << 10)
 #define RECENT_LINES	  64
 #define REPEAT_SECONDS	  60
@@ -35,8 +38,7 @@ struct events {
 	struct timespec changed;
 	struct recent_line recent[RECENT_LINES];
 	unsigned next_recent;
-	char *log_path;
-	int log_fd; /* -1: none */
+	int log_dirfd, log_fd; /* -1: none */
 };
 
 int events_new(bool foreground, struct events **ret)
@@ -45,7 +47,7 @@ int events_new(bool foreground, struct events **ret)
 	if (!events)
 		return -ENOMEM;
 	events->foreground = foreground;
-	events->log_fd = -1;
+	events->log_dirfd = events->log_fd = -1;
 	pthread_mutex_init(&events->lock, NULL);
 	clock_gettime(CLOCK_REALTIME, &events->changed);
 	if (!foreground)
@@ -60,11 +62,12 @@ void events_free(struct events *events)
 		return;
 	if (events->log_fd >= 0)
 		close(events->log_fd);
+	if (events->log_dirfd >= 0)
+		close(events->log_dirfd);
 	if (!events->foreground)
 		closelog();
 	pthread_mutex_destroy(&events->lock);
 	strbuf_done(&events->lines);
-	free(events->log_path);
 	free(events);
 }
 
@@ -96,9 +99,13 @@ static void drop_oldest_locked(struct events *events, size_t keep)
 	lines->len -= cut;
 }
 
-static int open_log(const char *path)
+/* A file of the store's own: no FIFO, which would have us wait for a reader, and no second name of somebody's file. */
+static int open_log(int dirfd)
 {
-	return open(path, O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	struct stat st;
+	auto_close int fd = openat(dirfd, LOG_NAME, O_RDWR | O_APPEND | O_CREAT | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC, 0600);
+	bool ok = fd >= 0 && fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_nlink == 1;
+	return ok ? take_fd(&fd) : -1;
 }
 
 static void append_to_log_locked(struct events *events, const char *line, size_t len)
@@ -107,23 +114,14 @@ static void append_to_log_locked(struct events *events, const char *line, size_t
 	if (events->log_fd < 0)
 		return;
 	if (fstat(events->log_fd, &st) == 0 && st.st_size > (off_t)LOG_MAX_BYTES) {
-		auto_free char *old = NULL;
-		if (asprintf(&old, "%s.old", events->log_path) < 0 || rename(events->log_path, old) < 0)
+		if (renameat(events->log_dirfd, LOG_NAME, events->log_dirfd, LOG_NAME ".old") < 0)
 			return;
 		close(events->log_fd);
-		events->log_fd = open_log(events->log_path);
+		events->log_fd = open_log(events->log_dirfd);
 	}
 	/* A log that can't be written must not stop the work it tells of. */
 	if (events->log_fd >= 0 && write(events->log_fd, line, len) < 0)
 		return;
-}
-
-/* A name or a reason may hold anything: a line stays a line, and a terminal's control sequences stay out. */
-static void make_printable(char *line)
-{
-	for (unsigned char *p = (unsigned char *)line; *p; p++)
-		if (*p < 0x20 || *p == 0x7f)
-			*p = ' ';
 }
 
 static void add_line_locked(struct events *events, const char *text)
@@ -144,7 +142,7 @@ static void add_text(struct events *events, const char *vm, const char *text)
 {
 	char line[LINE_MAX_BYTES];
 	snprintf(line, sizeof line, "%s: %s", vm ? vm : "-", text);
-	make_printable(line);
+	name_make_printable(line); /* a name or a reason may hold anything: a line stays a line */
 	pthread_mutex_lock(&events->lock);
 	bool repeated = is_repeated_locked(events, line, time(NULL));
 	if (!repeated)
@@ -180,6 +178,19 @@ struct log_sink events_sink(struct events *events)
 
 /* --- the log file ------------------------------------------------------------------------------------------------- */
 
+/* Whole lines, as they would have been added here: somebody else may have written to the file. */
+static void add_printable(struct strbuf *lines, const char *text, size_t len)
+{
+	for (size_t line_len; len; text += line_len, len -= line_len) {
+		const char *end = (const char *)memchr(text, '\n', len);
+		char line[TIME_LEN + 1 + LINE_MAX_BYTES + 2];
+		line_len = (size_t)(end - text) + 1;
+		snprintf(line, sizeof line, "%.*s", (int)line_len - 1, text);
+		name_make_printable(line);
+		strbuf_addf(lines, "%s\n", line);
+	}
+}
+
 /* The last whole lines of the file behind FD, in front of what is there. */
 static void load_old_lines_locked(struct events *events, int fd)
 {
@@ -195,7 +206,7 @@ static void load_old_lines_locked(struct events *events, int fd)
 	if ((off_t)len < st.st_size)
 		start = (const char *)memchr(old, '\n', (size_t)got) + 1;
 	struct strbuf all = {0};
-	strbuf_add(&all, start, (size_t)(old + got - start));
+	add_printable(&all, start, (size_t)(old + got - start));
 	if (events->lines.len)
 		strbuf_add(&all, events->lines.text, events->lines.len);
 	if (all.failed) {
@@ -206,23 +217,22 @@ static void load_old_lines_locked(struct events *events, int fd)
 	events->lines = all;
 }
 
-void events_open_log(struct events *events, const char *store_dir)
+void events_open_log(struct events *events, int store_dirfd)
 {
-	char *path = NULL;
-	if (asprintf(&path, "%s/events.log", store_dir) < 0)
-		return;
-	int fd = open_log(path);
+	int fd = open_log(store_dirfd);
+	int dirfd = fcntl(store_dirfd, F_DUPFD_CLOEXEC, 0);
+	if (fd < 0)
+		events_add(events, NULL, "events.log in the store isn't written: it is no file of its own");
 	pthread_mutex_lock(&events->lock);
+	events->log_dirfd = dirfd;
 	if (fd >= 0) {
 		size_t nr_new = events->lines.len;
 		load_old_lines_locked(events, fd);
 		events->log_fd = fd;
 		if (nr_new)
 			append_to_log_locked(events, events->lines.text + events->lines.len - nr_new, nr_new);
-		events->log_path = take_ptr(path);
 	}
 	pthread_mutex_unlock(&events->lock);
-	free(path);
 }
 
 /* --- as a file ------------------------------------------------------------------------------------------------------ */
@@ -235,9 +245,12 @@ static bool line_is_of(const char *line, size_t len, const char *vm, size_t vm_l
 }
 
 /* Copies what lies at OFF of VM's lines taken together; returns how much. *RET_SIZE is the length of them all. */
-static size_t copy_lines_locked(struct events *events, const char *vm, char *buf, size_t len, uint64_t off,
+static size_t copy_lines_locked(struct events *events, const char *vm_name, char *buf, size_t len, uint64_t off,
 				uint64_t *ret_size)
 {
+	char vm[NAME_MAX + 1]; /* as the lines have it */
+	snprintf(vm, sizeof vm, "%s", vm_name);
+	name_make_printable(vm);
 	uint64_t pos = 0;
 	size_t copied = 0, vm_len = strlen(vm);
 	const char *line = events->lines.text, *end = line + events->lines.len;

@@ -25,9 +25,9 @@ void events_free(struct events *events);
 /* For the store. */
 struct log_sink events_sink(struct events *events);
 
-/* Adds what STORE_DIR/events.log holds of earlier mounts, and appends to it from now on. Where that can't be written
+/* Adds what events.log in the store's directory holds of earlier mounts, and appends to it from now on. Where that can't be written
  * it isn't: no error. */
-void events_open_log(struct events *events, const char *store_dir);
+void events_open_log(struct events *events, int store_dirfd);
 
 /* VM NULL: of none. */
 void events_add(struct events *events, const char *vm, const char *fmt, ...) __attribute__((format(printf, 3, 4)));

@@ -87,13 +87,12 @@ static int fs_open_store(struct fs *fs, const struct options *options)
 		fprintf(stderr, "vmsnapfs: %s (%s)\n", *why.text ? why.text : options->source, strerror(-err));
 		return err;
 	}
-	auto_free char *store_dir = options_store_dir(options);
 	bool writable = store_is_writable(fs->store);
 	if (!writable && !options->read_only)
 		report_read_only(fs, options);
-	if (writable && store_dir)
-		events_open_log(fs->events, store_dir);
-	if (stat(writable && store_dir ? store_dir : options->source, &st) == 0) {
+	if (writable)
+		events_open_log(fs->events, store_dirfd(fs->store));
+	if ((writable ? fstat(store_dirfd(fs->store), &st) : stat(options->source, &st)) == 0) {
 		fs->uid = st.st_uid;
 		fs->gid = st.st_gid;
 	}

@@ -40,6 +40,7 @@ int ops_restore_link(struct fs *fs, const struct place *vm, const char *target, 
 /* Who asks, with all groups. */
 struct caller_ids {
 	uid_t uid;
+	bool overrides; /* permissions don't hold him up */
 	gid_t *groups; /* owned */
 	size_t nr_groups;
 };
@@ -48,7 +49,7 @@ int ops_load_caller(fuse_req_t req, struct caller_ids *ret);
 bool ops_caller_may_read(void *ids, uid_t owner, gid_t group, mode_t mode);
 
 /* -EACCES: the caller may not read the VM's configuration. */
-int ops_check_may_read_config(fuse_req_t req, const struct vm *vm, struct reason *why);
+int ops_check_may_read_config(fuse_req_t req, const struct vm *vm, const struct vm_snapshot *snapshot, struct reason *why);
 /* A clone shows its owner all that it was cloned from: -EACCES where the caller may not read the configuration and every image. ONLY: no configuration,
  * and this disk's image alone. */
 int ops_check_may_clone(fuse_req_t req, const struct vm *from, const struct vm_snapshot *snapshot, const struct vm_disk *only,

@@ -85,6 +85,8 @@ static int change_mode(struct fs *fs, const struct place *place, mode_t mode)
 {
 	if (place->node.kind == NODE_DISK)
 		return disk_chmod(fs->store, place->vm, place->disk->file_name, mode & 0777);
+	if (place->node.kind == NODE_DOMAIN)
+		return store_chmod_domain(fs->store, place->vm, mode);
 	if (place->node.kind == NODE_SCRATCH)
 		return scratch_chmod(fs->scratch, node_number(place->node), mode);
 	return 0;

@@ -22,17 +22,20 @@ int ops_load_caller(fuse_req_t req, struct caller_ids *ret)
 	if (!groups)
 		return -ENOMEM;
 	groups[0] = ctx->gid;
-	int more = ctx->uid ? fuse_req_getgroups(req, CALLER_GROUPS_MAX - 1, groups + 1) : 0;
+	int more = fuse_req_getgroups(req, CALLER_GROUPS_MAX - 1, groups + 1);
 	if (more > CALLER_GROUPS_MAX - 1)
 		more = CALLER_GROUPS_MAX - 1;
-	*ret = (struct caller_ids){.uid = ctx->uid, .groups = groups, .nr_groups = 1 + (size_t)(more > 0 ? more : 0)};
+	*ret = (struct caller_ids){.uid = ctx->uid,
+				   .overrides = callers_overrides_permissions(ctx->uid, ctx->pid),
+				   .groups = groups,
+				   .nr_groups = 1 + (size_t)(more > 0 ? more : 0)};
 	return 0;
 }
 
 bool ops_caller_may_read(void *ids_ptr, uid_t owner, gid_t group, mode_t mode)
 {
 	const struct caller_ids *ids = ids_ptr;
-	return attr_may_read(ids->uid, ids->groups, ids->nr_groups, owner, group, mode);
+	return attr_may_read(ids->uid, ids->overrides, ids->groups, ids->nr_groups, owner, group, mode);
 }
 
 static int check_may_read(struct fs *fs, struct caller_ids *ids, const struct vm *from, const struct vm_snapshot *snapshot,
@@ -46,13 +49,15 @@ static int check_may_read(struct fs *fs, struct caller_ids *ids, const struct vm
 	return reason_set(why, -EACCES, "user %u may not read the images of %s", (unsigned)ids->uid, disk->file_name);
 }
 
-int ops_check_may_read_config(fuse_req_t req, const struct vm *vm, struct reason *why)
+int ops_check_may_read_config(fuse_req_t req, const struct vm *vm, const struct vm_snapshot *snapshot, struct reason *why)
 {
 	struct caller_ids ids;
+	struct access access;
 	int err = ops_load_caller(req, &ids);
 	if (err)
 		return err;
-	if (!ops_caller_may_read(&ids, vm->uid, vm->gid, vm->mode))
+	store_config_access(vm, snapshot, &access);
+	if (!ops_caller_may_read(&ids, access.uid, access.gid, access.mode))
 		err = reason_set(why, -EACCES, "user %u may not read the configuration", (unsigned)ids.uid);
 	free(ids.groups);
 	return err;
@@ -64,7 +69,7 @@ int ops_check_may_clone(fuse_req_t req, const struct vm *from, const struct vm_s
 	struct caller_ids ids;
 	size_t nr = only ? 1 : snapshot ? snapshot->nr_disks : from->nr_disks;
 	const struct vm_disk *disks = only ? only : snapshot ? snapshot->disks : from->disks;
-	int err = only ? 0 : ops_check_may_read_config(req, from, why);
+	int err = only ? 0 : ops_check_may_read_config(req, from, snapshot, why);
 	if (!err)
 		err = ops_load_caller(req, &ids);
 	if (err)
@@ -224,9 +229,10 @@ static int create_scratch(fuse_req_t req, const struct place *vm, const char *na
 }
 
 /* domain.xml where it was not seen: it is there, and gets new text. */
-static int create_domain(struct fs *fs, const struct place *vm, struct place *ret, struct handle **ret_handle)
+static int create_domain(struct fs *fs, const struct place *vm, mode_t mode, struct place *ret, struct handle **ret_handle)
 {
-	int err = place_of_vm((struct node){.kind = NODE_DOMAIN, .vm = vm->node.vm}, vm_ref(vm->vm), ret);
+	int err = store_chmod_domain(fs->store, vm->vm, mode);
+	err = err ? err : place_of_vm((struct node){.kind = NODE_DOMAIN, .vm = vm->node.vm}, vm_ref(vm->vm), ret);
 	if (err)
 		return err;
 	veil_lift(fs->veil, vm->node.vm, NODE_DOMAIN);
@@ -303,7 +309,7 @@ static int create_file(fuse_req_t req, const struct place *parent, const char *n
 	if (kind == NODE_DISKS || kind == NODE_SNAPSHOTS || kind == NODE_ACTIONS)
 		return -EEXIST;
 	if (kind == NODE_DOMAIN)
-		return create_domain(ops_fs(req), parent, ret, ret_handle);
+		return create_domain(ops_fs(req), parent, mode, ret, ret_handle);
 	return create_scratch(req, parent, name, mode, ret, ret_handle);
 }
 

@@ -172,6 +172,9 @@ static int scratch_to_domain(struct fs *fs, const struct move *move, uint32_t nu
 	int err = scratch_text(fs->scratch, number, &text, &len);
 	if (!err)
 		err = store_set_domain(fs->store, move->from->vm, text, len, why);
+	struct stat st;
+	if (!err && scratch_stat(fs->scratch, number, &st) == 0)
+		err = store_chmod_domain(fs->store, move->from->vm, st.st_mode);
 	if (err)
 		return err;
 	veil_lift(fs->veil, move->from->node.vm, NODE_DOMAIN);

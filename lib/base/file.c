@@ -104,7 +104,11 @@ int file_replace(int dirfd, const char *name, const void *data, size_t len, mode
 	char tmp[300];
 	if ((size_t)snprintf(tmp, sizeof tmp, ".%s.tmp", name) >= sizeof tmp)
 		return -ENAMETOOLONG;
-	auto_close int fd = openat(dirfd, tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, mode);
+	/* Never what is there already: it may be a FIFO, or another name of somebody's file. */
+	const int flags = O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW;
+	auto_close int fd = openat(dirfd, tmp, flags, mode);
+	if (fd < 0 && errno == EEXIST && unlinkat(dirfd, tmp, 0) == 0)
+		fd = openat(dirfd, tmp, flags, mode);
 	if (fd < 0)
 		return -errno;
 	int err = file_write(fd, data, len, 0);

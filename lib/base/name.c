@@ -66,6 +66,27 @@ char *name_make_valid(const char *name)
 	return made;
 }
 
+/* U+061C, U+200B-200F, U+2028-202E, U+2060-206F, U+FEFF: separators, and marks that aren't seen but change the order of what is. */
+static bool is_deceptive(const unsigned char *p, size_t n)
+{
+	if (n == 2)
+		return p[0] == 0xd8 && p[1] == 0x9c;
+	if (n != 3)
+		return false;
+	unsigned cp = (p[0] & 0xfu) << 12 | (p[1] & 0x3fu) << 6 | (p[2] & 0x3fu);
+	return (cp >= 0x200b && cp <= 0x200f) || (cp >= 0x2028 && cp <= 0x202e) || (cp >= 0x2060 && cp <= 0x206f) || cp == 0xfeff;
+}
+
+void name_make_printable(char *text)
+{
+	for (unsigned char *p = (unsigned char *)text; *p;) {
+		size_t n = *p == '/' ? 1 : char_len(p);
+		if (!n || is_deceptive(p, n))
+			memset(p, n ? '?' : ' ', n ? n : 1);
+		p += n ? n : 1;
+	}
+}
+
 char *name_final(const char *name)
 {
 	size_t len = strlen(name);

@@ -15,4 +15,8 @@ char *name_make_valid(const char *name);
 /* NAME without what rsync makes of it while it writes (".NAME.", six characters): a copy. NULL when memory is out. */
 char *name_final(const char *name);
 
+/* TEXT, of anybody's making, as a line that a terminal shows as what it is: what isn't UTF-8, control characters and those that
+ * break lines or turn the direction of what follows are replaced. Its length stays. */
+void name_make_printable(char *text);
+
 #endif

@@ -532,6 +532,11 @@ const char *image_data_path(const struct image *image)
 	return image->data_path;
 }
 
+const struct stat *image_data_stat(const struct image *image)
+{
+	return &image->data_st;
+}
+
 uint32_t image_nr_snapshots(const struct image *image)
 {
 	return image->header.nr_snapshots;

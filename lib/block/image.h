@@ -69,6 +69,7 @@ uint64_t image_virtual_size(const struct image *image); /* bytes, a multiple of 
 const char *image_backing_name(const struct image *image); /* as the header has it; NULL: none */
 enum image_format image_backing_format(const struct image *image);
 const char *image_data_path(const struct image *image); /* the external data file; NULL: none */
+const struct stat *image_data_stat(const struct image *image); /* when it was opened, where there is one */
 
 uint32_t image_nr_snapshots(const struct image *image);
 const struct image_snapshot *image_snapshot(const struct image *image, uint32_t i);

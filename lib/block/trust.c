@@ -75,6 +75,19 @@ int trust_add(struct trust *trust, const char *dir, struct reason *why)
 	return 0;
 }
 
+int trust_add_open(struct trust *trust, int fd, const char *real)
+{
+	auto_close int own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	auto_free char *copy = strdup(real);
+	if (own < 0)
+		return -errno;
+	if (!copy || mem_grow(&trust->roots, &trust->cap_roots, trust->nr_roots + 1, sizeof *trust->roots) < 0)
+		return -ENOMEM;
+	strip_slashes(copy);
+	trust->roots[trust->nr_roots++] = (struct trust_root){.real = take_ptr(copy), .fd = take_fd(&own)};
+	return 0;
+}
+
 int trust_forbid(struct trust *trust, const char *dir)
 {
 	free(trust->forbidden);
@@ -96,12 +109,14 @@ static const char *path_below(const char *path, const char *dir)
 	return path + len;
 }
 
+/* The innermost one: whoever may write to the directory around it, SOURCE around the store, can't put another one in its place. */
 static const struct trust_root *root_of(const struct trust *trust, const char *real)
 {
+	const struct trust_root *root = NULL;
 	for (size_t i = 0; i < trust->nr_roots; i++)
-		if (path_below(real, trust->roots[i].real))
-			return &trust->roots[i];
-	return NULL;
+		if (path_below(real, trust->roots[i].real) && (!root || strlen(trust->roots[i].real) > strlen(root->real)))
+			root = &trust->roots[i];
+	return root;
 }
 
 /* A directory above a trusted one: known to be real, so that it can be passed without a look at it. */

@@ -22,6 +22,9 @@ void trust_free(struct trust *trust);
 /* Trusts DIR and all below it. -ENOENT, -ENOTDIR and the like when it can't be opened. */
 int trust_add(struct trust *trust, const char *dir, struct reason *why);
 
+/* The same for a directory that is open as FD, at the real path REAL: whatever lies there by now. */
+int trust_add_open(struct trust *trust, int fd, const char *real);
+
 /* Never goes to DIR or below, whatever is trusted: the mount point. DIR is an absolute real path. */
 int trust_forbid(struct trust *trust, const char *dir);
 

@@ -266,16 +266,18 @@ bool view_equal(const struct view *a, const struct view *b)
 
 void view_access(const struct view *view, struct access *ret)
 {
+	struct access_path last = ACCESS_PATH_INIT;
 	access_init(ret, image_stat(view->layers[0].image));
 	for (size_t i = 0; i < view->nr_layers; i++) {
 		const struct image *image = view->layers[i].image;
 		access_restrict(ret, &image->st);
-		access_restrict_parents(ret, image->path);
+		access_restrict_by_path(ret, &last, image->path, &image->st);
 		if (image->data_fd >= 0) {
 			access_restrict(ret, &image->data_st);
-			access_restrict_parents(ret, image->data_path);
+			access_restrict_by_path(ret, &last, image->data_path, &image->data_st);
 		}
 	}
+	access_path_done(&last);
 }
 
 /* --- reading --------------------------------------------------------------------------------------------------------- */

@@ -510,12 +510,21 @@ static int set_origin(struct cloning *c)
 	return n < 0 ? -ENOMEM : 0;
 }
 
+/* Who may read its configuration: whoever may read what it is made from, but for that one's group, if the clone has another. */
+static mode_t config_mode(const struct cloning *c)
+{
+	struct access access;
+	store_config_access(c->from, c->snapshot, &access);
+	bool same_group = access.gid == c->spec->gid;
+	return access.mode & (same_group || access.mode & 0004 ? 0444 : 0404);
+}
+
 static int clone_into(struct cloning *c, const char *name, struct vm **ret, struct reason *why)
 {
 	c->next = managed_new(c->is_volume ? PLACE_POOLS : PLACE_CLONES, name, c->spec->uid, c->spec->gid);
 	int err = c->next ? set_origin(c) : -ENOMEM;
 	if (!err) {
-		c->next->mode = c->from->mode;
+		c->next->mode = config_mode(c) | 0400;
 		err = c->snapshot ? clone_snapshot(c, ret, why) : clone_now(c, ret, why);
 	}
 	cloning_done(c, err);

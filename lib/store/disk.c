@@ -35,6 +35,7 @@ static void file_free(struct disk_file *file)
 	frozen_put(file->frozen);
 	view_put(file->view);
 	free(file->pinned);
+	free(file->outside);
 	if (file->fd >= 0)
 		close(file->fd);
 	free(file);
@@ -222,12 +223,12 @@ int disk_close(struct disk_file *file, struct reason *why)
 
 /* --- RAM ------------------------------------------------------------------------------------------------------------------- */
 
-static int open_plain(struct store *store, const char *path, struct disk_file **ret, struct reason *why)
+static int open_plain(struct store *store, const char *path, bool is_ours, struct disk_file **ret, struct reason *why)
 {
 	struct disk_file *file = file_new(store, DISK_FILE_PLAIN);
 	if (!file)
 		return -ENOMEM;
-	int fd = trust_open(store->trust, NULL, path, O_RDONLY, NULL, why);
+	int fd = trust_open(store->trust, NULL, path, O_RDONLY, is_ours ? NULL : &file->outside, why);
 	if (fd < 0) {
 		file_free(file);
 		return fd;
@@ -265,7 +266,7 @@ int memory_open(struct store *store, const struct vm *vm, const struct vm_snapsh
 	const char *path = snapshot ? snapshot->memory_path : vm->memory_path;
 	if (!path && (!snapshot || snapshot->memory_disk < 0))
 		return reason_set(why, -ENOENT, "no RAM is kept with it");
-	int err = path ? open_plain(store, path, ret, why) : open_vmstate(store, snapshot, &view, why);
+	int err = path ? open_plain(store, path, vm->kind == VM_MANAGED, ret, why) : open_vmstate(store, snapshot, &view, why);
 	if (!err && view) {
 		*ret = file_new(store, DISK_FILE_VMSTATE);
 		err = *ret ? view_lock(view, why) : -ENOMEM;
@@ -321,14 +322,20 @@ uint64_t disk_virtual_size(struct disk_file *file)
 static int stat_plain(struct disk_file *file, struct disk_stat *ret)
 {
 	struct stat st;
+	struct access access;
+	struct access_path last = ACCESS_PATH_INIT;
 	if (fstat(file->fd, &st) < 0)
 		return -errno;
+	access_init(&access, &st);
+	if (file->outside)
+		access_restrict_by_path(&access, &last, file->outside, &st);
+	access_path_done(&last);
 	*ret = (struct disk_stat){
 		.virtual_size = (uint64_t)st.st_size,
 		.allocated = (uint64_t)st.st_blocks * 512,
-		.uid = st.st_uid,
-		.gid = st.st_gid,
-		.mode = st.st_mode & 0444,
+		.uid = access.uid,
+		.gid = access.gid,
+		.mode = access.mode,
 		.mtime = file->created ? (struct timespec){.tv_sec = file->created} : st.st_mtim,
 		.depth = 1,
 	};

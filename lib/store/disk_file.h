@@ -20,6 +20,7 @@ struct disk_file {
 	struct view *view;
 	struct frozen *frozen; /* what others can be put over; NULL: it may change, or isn't a disk */
 	int fd;
+	char *outside; /* where fd's file lies, when that isn't in the store; NULL */
 	int64_t created; /* of the snapshot; 0: not one */
 	/* A managed VM's snapshot: */
 	char *pinned; /* its layer, which isn't merged meanwhile even if the snapshot is deleted; NULL: none */

@@ -80,7 +80,7 @@ static bool load_checkpoint(struct store *store, const char *base, struct checkp
 	*ret = (struct checkpoint){0};
 	if (dirfd < 0 || !checkpoint_name(name, base))
 		return false;
-	auto_close int file = openat(dirfd, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+	auto_close int file = openat(dirfd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
 	if (file < 0 || file_load(file, CHECKPOINT_MAX, &text, NULL) < 0)
 		return false;
 	return sscanf(text, "<fill layer='%255[^']' source='%127[^']' file='%63[^']' done='%" SCNu64 "'/>", ret->layer, ret->source, ret->file,

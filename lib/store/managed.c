@@ -271,7 +271,7 @@ int store_create(struct store *store, const char *name, uid_t uid, gid_t gid, st
 		return err;
 	struct vm *next = managed_new(PLACE_CLONES, name, uid, gid);
 	if (next)
-		next->mode = 0444;
+		next->mode = 0400; /* what comes may hold passwords: store_chmod_domain() */
 	err = next ? domain_minimal(next->name, next->uuid, &next->config) : -ENOMEM;
 	if (!err)
 		err = managed_add(store, next, NULL, ret, why);
@@ -420,6 +420,25 @@ int store_set_domain(struct store *store, struct vm *vm, const char *text, size_
 	if (err)
 		return err;
 	err = set_domain(store, entry, now, text, len, why);
+	managed_end(entry, now);
+	return err;
+}
+
+int store_chmod_domain(struct store *store, struct vm *vm, mode_t mode)
+{
+	struct entry *entry = NULL;
+	struct vm *now = NULL;
+	int err = managed_begin(store, vm, &entry, &now, NULL);
+	if (err)
+		return err;
+	mode = (mode & 0444) | 0400;
+	struct vm *next = now->mode == mode ? NULL : vm_copy(now);
+	if (next) {
+		next->mode = mode;
+		err = managed_commit(store, entry, next, NULL);
+	} else if (now->mode != mode) {
+		err = -ENOMEM;
+	}
 	managed_end(entry, now);
 	return err;
 }

@@ -198,7 +198,7 @@ static int parse_line(struct pool_entry *entry, const char *line)
 static int entry_load(const struct pool *pool, const char *file, struct pool_entry *ret)
 {
 	*ret = (struct pool_entry){0};
-	auto_close int fd = openat(pool->ledger_fd, file, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+	auto_close int fd = openat(pool->ledger_fd, file, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
 	auto_free char *text = NULL;
 	int err = fd < 0 ? -errno : file_load(fd, ENTRY_MAX, &text, NULL);
 	char *rest = text;

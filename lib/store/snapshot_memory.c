@@ -63,7 +63,9 @@ static int check_access(const struct snapshot_spec *spec, int fd, const char *pa
 	if (!S_ISREG(ret_st->st_mode))
 		return -EINVAL;
 	access_init(&access, ret_st);
-	access_restrict_parents(&access, path);
+	struct access_path last = ACCESS_PATH_INIT;
+	access_restrict_by_path(&access, &last, path, ret_st);
+	access_path_done(&last);
 	return spec->may_read && !spec->may_read(spec->ctx, access.uid, access.gid, access.mode) ? -EACCES : 0;
 }
 

@@ -148,19 +148,20 @@ int stat_view(struct view *view, int64_t created, struct disk_stat *ret)
  * are reached through the mount. */
 static void restrict_by_view(struct store *store, struct access *access, const struct view *view)
 {
+	struct access_path last = ACCESS_PATH_INIT;
 	for (size_t i = 0; i < view_depth(view); i++) {
 		const struct image *image = view_layer(view, i);
-		struct stat st;
 		access_restrict(access, image_stat(image));
 		char layer[LAYER_NAME_MAX];
 		if (!layer_of_path(store, image_path(image), layer))
-			access_restrict_parents(access, image_path(image));
+			access_restrict_by_path(access, &last, image_path(image), image_stat(image));
 		const char *data = image_data_path(image);
-		if (data && stat(data, &st) == 0) {
-			access_restrict(access, &st);
-			access_restrict_parents(access, data);
+		if (data) {
+			access_restrict(access, image_data_stat(image));
+			access_restrict_by_path(access, &last, data, image_data_stat(image));
 		}
 	}
+	access_path_done(&last);
 }
 
 /* FILE is the head's own file; BENEATH may be NULL. */

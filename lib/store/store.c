@@ -43,7 +43,24 @@ void store_event(struct store *store, const char *vm_name, const char *fmt, ...)
 
 /* --- the store directory ---------------------------------------------------------------------------------------------------- */
 
-static int open_subdir(struct store *store, const char *name, bool make, int *ret_fd)
+/* Whoever can write to the store's directories makes us write where he likes: what its files say is done with our rights. So
+ * nobody else may, and in SOURCE, which is only shown, a store that somebody else has put there isn't ours. One that was named is what
+ * the user says it is. */
+static int check_safe(const struct store *store, int fd, const char *name, struct reason *why)
+{
+	struct stat st;
+	if (fstat(fd, &st) < 0)
+		return -errno;
+	const char *slash = *name ? "/" : "";
+	if (st.st_mode & 022)
+		return reason_set(why, -EPERM, "%s%s%s may be written by others than its owner: take that away (chmod go-w)", store->store_dir, slash, name);
+	if (!store->is_named && st.st_uid && st.st_uid != geteuid())
+		return reason_set(why, -EPERM, "%s%s%s belongs to user %u, and all that it says would be done with the rights of user %u", store->store_dir,
+				  slash, name, (unsigned)st.st_uid, (unsigned)geteuid());
+	return 0;
+}
+
+static int open_subdir(struct store *store, const char *name, bool make, int *ret_fd, struct reason *why)
 {
 	if (make && mkdirat(store->store_fd, name, 0700) < 0 && errno != EEXIST)
 		return -errno;
@@ -51,25 +68,33 @@ static int open_subdir(struct store *store, const char *name, bool make, int *re
 	if (fd < 0)
 		return -errno;
 	*ret_fd = fd;
-	return 0;
+	return make ? check_safe(store, fd, name, why) : 0;
 }
 
-/* Makes what is missing. -EROFS, -EACCES, -EPERM: it can't be written. */
-static int open_dirs(struct store *store, bool make)
+/* A link in SOURCE isn't followed: whoever made it says where the store is, then. */
+static int open_top(struct store *store, bool make, struct reason *why)
 {
 	if (make && mkdir(store->store_dir, 0700) < 0 && errno != EEXIST)
 		return -errno;
-	auto_free char *real = realpath(store->store_dir, NULL);
+	store->store_fd = open(store->store_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC | (store->is_named ? 0 : O_NOFOLLOW));
+	if (store->store_fd < 0 && !store->is_named && errno == ENOTDIR)
+		return reason_set(why, -EPERM, "%s is a link, or a file", store->store_dir);
+	auto_free char *real = store->store_fd < 0 ? NULL : realpath(store->store_dir, NULL);
 	if (!real)
 		return -errno;
 	free(store->store_dir);
 	store->store_dir = take_ptr(real);
-	store->store_fd = open(store->store_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (store->store_fd < 0)
-		return -errno;
-	int err = open_subdir(store, "layers", make, &store->layers_fd);
+	return make ? check_safe(store, store->store_fd, "", why) : 0;
+}
+
+/* Makes what is missing. -EROFS, -EACCES, -EPERM: it can't be written. */
+static int open_dirs(struct store *store, bool make, struct reason *why)
+{
+	int err = open_top(store, make, why);
 	if (!err)
-		err = open_subdir(store, "vms", make, &store->vms_fd);
+		err = open_subdir(store, "layers", make, &store->layers_fd, why);
+	if (!err)
+		err = open_subdir(store, "vms", make, &store->vms_fd, why);
 	if (!err && make && (faccessat(store->layers_fd, ".", W_OK, AT_EACCESS) < 0 || faccessat(store->vms_fd, ".", W_OK, AT_EACCESS) < 0))
 		err = -errno;
 	if (!err && asprintf(&store->layers_dir, "%s/layers", store->store_dir) < 0)
@@ -121,7 +146,7 @@ static bool means_read_only(int err)
 /* What is there can be looked at, without a lock: it is what it was at this moment. */
 static void open_to_read(struct store *store)
 {
-	if (open_dirs(store, false))
+	if (open_dirs(store, false, NULL))
 		close_dirs(store);
 }
 
@@ -132,7 +157,8 @@ static int open_store_dir(struct store *store, bool read_only, struct reason *wh
 		open_to_read(store);
 		return 0;
 	}
-	int err = open_dirs(store, true);
+	struct reason unsafe = {0};
+	int err = open_dirs(store, true, &unsafe);
 	if (!err)
 		err = take_lock(store, why);
 	if (!err) {
@@ -142,8 +168,11 @@ static int open_store_dir(struct store *store, bool read_only, struct reason *wh
 	close_dirs(store);
 	if (!means_read_only(err))
 		return err == -EBUSY ? err : reason_set(why, err, "store %s: %s", store->store_dir, strerror(-err));
-	store_event(store, NULL, "the store %s can't be written (%s): the mount is read-only; name another one with -o store=DIR",
-		    store->store_dir, strerror(-err));
+	if (*unsafe.text)
+		store_event(store, NULL, "the mount is read-only: %s; or name a store with -o store=DIR", unsafe.text);
+	else
+		store_event(store, NULL, "the store %s can't be written (%s): the mount is read-only; name another one with -o store=DIR",
+			    store->store_dir, strerror(-err));
 	open_to_read(store);
 	return 0;
 }
@@ -158,6 +187,7 @@ static int copy_config(struct store *store, const struct store_config *config)
 	if (text_set(&store->source_dir, config->source_dir) || text_set(&store->snapshots_dir, config->snapshots_dir) ||
 	    text_set(&store->mountpoint, config->mountpoint))
 		return -ENOMEM;
+	store->is_named = config->store_dir;
 	if (config->store_dir)
 		return text_set(&store->store_dir, config->store_dir);
 	const char *slash = strcmp(config->source_dir, "/") == 0 ? "" : "/";
@@ -171,7 +201,7 @@ static int set_up_trust(struct store *store, const struct store_config *config, 
 	if (!err)
 		err = trust_add(store->trust, store->source_dir, why);
 	if (!err && store->store_fd >= 0)
-		err = trust_add(store->trust, store->store_dir, why);
+		err = trust_add_open(store->trust, store->store_fd, store->store_dir);
 	if (!err && store->snapshots_dir)
 		err = trust_add(store->trust, store->snapshots_dir, why);
 	for (size_t i = 0; !err && i < config->nr_trust_dirs; i++)
@@ -304,6 +334,11 @@ void store_close(struct store *store)
 }
 
 /* --- looking -------------------------------------------------------------------------------------------------------------------- */
+
+int store_dirfd(const struct store *store)
+{
+	return store->store_fd;
+}
 
 bool store_is_writable(const struct store *store)
 {

@@ -21,6 +21,7 @@
 #include <sys/types.h>
 
 #include "base/reason.h"
+#include "block/access.h"
 #include "store/vm.h"
 
 /* Where events go. Called from any thread; VM may be NULL. */
@@ -61,6 +62,8 @@ int store_start(struct store *store);
 /* Ends jobs (they go on at the next start) and closes all. Every disk file must be closed. */
 void store_close(struct store *store);
 bool store_is_writable(const struct store *store);
+/* The store's directory, borrowed; -1: there is none. */
+int store_dirfd(const struct store *store);
 int store_statvfs(struct store *store, struct statvfs *ret);
 struct image_cache *store_images(struct store *store);
 
@@ -95,6 +98,8 @@ int store_domain_xml(struct store *store, const struct vm *vm, const struct vm_s
 		     char **ret, size_t *ret_len, struct reason *why);
 int store_snapshot_xml(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, char **ret,
 		       size_t *ret_len, struct reason *why);
+/* Who may read them: who may read the files that they come from. */
+void store_config_access(const struct vm *vm, const struct vm_snapshot *snapshot, struct access *ret);
 /* Only how long these are. */
 int store_domain_xml_size(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, const char *mount_dir,
 			  size_t *ret_len);
@@ -212,6 +217,8 @@ int store_remove(struct store *store, struct vm *vm, struct reason *why);
 int store_rename(struct store *store, struct vm *vm, enum vm_place place, const char *name, struct reason *why);
 /* New configuration text: a domain of another UUID is taken for a copy and given this VM's identity. -EINVAL: not a domain. */
 int store_set_domain(struct store *store, struct vm *vm, const char *text, size_t len, struct reason *why);
+/* Its permission bits: those to read count. */
+int store_chmod_domain(struct store *store, struct vm *vm, mode_t mode);
 
 /* Makes an empty disk FILE_NAME ("vdb.img"; any other name is a scratch file until it is renamed to such a one) and opens it. */
 int disk_create(struct store *store, struct vm *vm, const char *file_name, mode_t mode, uid_t uid, gid_t gid,

@@ -58,6 +58,7 @@ struct vm_index {
 struct store {
 	char *source_dir, *store_dir, *snapshots_dir, *mountpoint; /* the last two may be NULL */
 	char *layers_dir; /* NULL: there is no store */
+	bool is_named; /* by the user: not just found in SOURCE */
 	bool writable;
 	bool allow_devices;
 	bool clone_full;

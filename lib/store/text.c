@@ -74,6 +74,33 @@ int text_config(struct store *store, const struct vm *vm, const struct vm_snapsh
 	return -EINVAL;
 }
 
+static void restrict_by_file(struct access *access, const char *path)
+{
+	struct stat st;
+	struct access_path last = ACCESS_PATH_INIT;
+	if (lstat(path, &st) < 0) {
+		access->mode = 0;
+		return;
+	}
+	access_restrict(access, &st);
+	access_restrict_by_path(access, &last, path, &st);
+	access_path_done(&last);
+}
+
+/* A snapshot's configuration is in its metadata or, where these have none, the VM's. */
+void store_config_access(const struct vm *vm, const struct vm_snapshot *snapshot, struct access *ret)
+{
+	struct stat st;
+	*ret = (struct access){.uid = vm->uid, .gid = vm->gid, .mode = vm->mode};
+	if (vm->kind != VM_FOUND_LIBVIRT)
+		return;
+	if (lstat(vm->xml_path, &st) == 0)
+		access_init(ret, &st);
+	restrict_by_file(ret, vm->xml_path);
+	if (snapshot && snapshot->metadata_path)
+		restrict_by_file(ret, snapshot->metadata_path);
+}
+
 /* The format that the domain XML must declare, where the image's name didn't. */
 static enum image_format format_of(struct store *store, const struct vm_disk *disk)
 {

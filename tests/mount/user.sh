@@ -48,6 +48,11 @@ unset "daemons[$mnt]"
 say "root's mount for everybody: who may not read every image of a chain may not read its view"
 mkdir shared roots
 mount_at "$src" shared -o allow_other -o "pool=roots:$PWD/roots"
+[ "$(events_with shared "belongs to user $alice")" -gt 0 ] || fail "a store that alice has put there is used with root's rights"
+refused EROFS mkdir "$PWD/shared/clones/web@patched/another"
+unmount shared
+# Who names it says that its owner may.
+mount_at "$src" shared -o allow_other -o "pool=roots:$PWD/roots" -o "store=$src/.vmsnapfs"
 as "$bob" cmp shared/vms/web/snapshots/patched/disks/vda.img want/patched-vda.img
 refused EACCES as "$bob" cat shared/vms/private/snapshots/installed/disks/vda.img
 refused EACCES as "$bob" cat shared/vms/private/disks/vda.img
