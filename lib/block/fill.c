@@ -344,6 +344,8 @@ static int fill_all(struct fill *fill)
 		err = start_progress(fill, from);
 	if (!err)
 		err = fill_from(fill, from);
+	if (!err)
+		err = view_check(fill->view);
 	/* The length as well. */
 	if (!err && fsync(fill->fd) < 0)
 		err = -errno;

@@ -23,7 +23,8 @@ struct fill_spec {
 };
 
 /* FD is a regular file of any length (it becomes what the disk is), or a block device that is large enough (-ENOSPC), whose old bytes are overwritten, with
- * zeros as well. Everything is stable when it returns 0. At most 64 MiB of memory, whatever the sizes. */
+ * zeros as well. Everything is stable when it returns 0. At most 64 MiB of memory, whatever the sizes. -ESTALE: see view_check(); what was copied is no
+ * moment's content. */
 int view_fill_raw(struct view *view, int fd, const struct fill_spec *spec, struct reason *why);
 
 #endif

@@ -121,6 +121,8 @@ int flat_make(struct view *view, int dirfd, uint64_t max_copy_bytes, const atomi
 	struct making m = {.view = view, .fd = fd, .block_size = vfs.f_bsize, .copy_left = max_copy_bytes, .buf = buf};
 	int err = add_all(&m, stop);
 	if (!err)
+		err = view_check(view);
+	if (!err)
 		*ret_fd = take_fd(&fd);
 	return err;
 }

@@ -13,6 +13,7 @@
 #include "block/qcow2_format.h"
 
 #define NR_BUCKETS          1024u
+#define NR_AGAIN	   16u
 #define MAX_UNUSED	   4096u /* images that stay open without a user; and a quarter of the descriptors at most */
 #define TABLE_CACHE_BYTES   (12u << 20)
 #define CLUSTER_CACHE_BYTES (16u << 20)
@@ -169,11 +170,14 @@ static bool same_file(const struct stat *a, const struct stat *b)
 	return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
 }
 
+static bool same_content(const struct stat *a, const struct stat *b)
+{
+	return same_file(a, b) && a->st_size == b->st_size && a->st_mtim.tv_sec == b->st_mtim.tv_sec && a->st_mtim.tv_nsec == b->st_mtim.tv_nsec;
+}
+
 static bool same_state(const struct stat *a, const struct stat *b)
 {
-	return same_file(a, b) && a->st_size == b->st_size && a->st_mtim.tv_sec == b->st_mtim.tv_sec &&
-	       a->st_mtim.tv_nsec == b->st_mtim.tv_nsec && a->st_ctim.tv_sec == b->st_ctim.tv_sec &&
-	       a->st_ctim.tv_nsec == b->st_ctim.tv_nsec;
+	return same_content(a, b) && a->st_ctim.tv_sec == b->st_ctim.tv_sec && a->st_ctim.tv_nsec == b->st_ctim.tv_nsec;
 }
 
 bool image_is_current(const struct image *image)
@@ -186,6 +190,49 @@ bool image_is_current(const struct image *image)
 	if (!same_state(&st, &image->st))
 		return false;
 	return image->data_fd < 0 || (fstat(image->data_fd, &st) == 0 && same_state(&st, &image->data_st));
+}
+
+bool image_is_unchanged(const struct image *image)
+{
+	struct stat st;
+	if (atomic_load(&image->changing))
+		return true;
+	if (fstat(image->fd, &st) < 0 || !same_content(&st, &image->st))
+		return false;
+	return image->data_fd < 0 || (fstat(image->data_fd, &st) == 0 && same_content(&st, &image->data_st));
+}
+
+static bool same_snapshot(const struct image_snapshot *a, const struct image_snapshot *b)
+{
+	return !strcmp(a->id, b->id) && !strcmp(a->name, b->name) && a->date_sec == b->date_sec && a->date_nsec == b->date_nsec &&
+	       a->virtual_size == b->virtual_size && a->l1_offset == b->l1_offset && a->l1_size == b->l1_size;
+}
+
+/* 1: it is there; 0: it isn't; a negative errno: the table can't be read. */
+static int look_for_snapshot(const struct image *image, const struct image_snapshot *snapshot)
+{
+	struct qcow2_header header = {0};
+	struct image_snapshot *now = NULL;
+	int found = 0;
+	off_t end = lseek(image->fd, 0, SEEK_END);
+	int err = end < 0 ? -errno : qcow2_header_load(image->fd, (uint64_t)end, &header, NULL);
+	if (!err)
+		err = qcow2_snapshots_load(image->fd, (uint64_t)end, &header, &now, NULL);
+	for (uint32_t i = 0; !err && i < header.nr_snapshots && !found; i++)
+		found = same_snapshot(&now[i], snapshot);
+	if (!err)
+		qcow2_snapshots_free(now, header.nr_snapshots);
+	qcow2_header_done(&header);
+	return err ? err : found;
+}
+
+bool image_has_still(const struct image *image, const struct image_snapshot *snapshot)
+{
+	int found = -EAGAIN;
+	/* Its VM may be exchanging the table just now. */
+	for (unsigned i = 0; i < NR_AGAIN && found < 0; i++)
+		found = look_for_snapshot(image, snapshot);
+	return found > 0;
 }
 
 /* --- the cache ---------------------------------------------------------------------------------------------------------- */
@@ -532,11 +579,6 @@ const char *image_data_path(const struct image *image)
 	return image->data_path;
 }
 
-const struct stat *image_data_stat(const struct image *image)
-{
-	return &image->data_st;
-}
-
 uint32_t image_nr_snapshots(const struct image *image)
 {
 	return image->header.nr_snapshots;
@@ -545,6 +587,11 @@ uint32_t image_nr_snapshots(const struct image *image)
 const struct image_snapshot *image_snapshot(const struct image *image, uint32_t i)
 {
 	return &image->snapshots[i];
+}
+
+const struct stat *image_data_stat(const struct image *image)
+{
+	return image->data_fd >= 0 ? &image->data_st : NULL;
 }
 
 int image_find_snapshot(const struct image *image, const char *tag)

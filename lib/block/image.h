@@ -60,6 +60,12 @@ void image_put(struct image *image);
 /* Whether the file is still what was opened (same size and times, or changed by us). */
 bool image_is_current(const struct image *image);
 
+/* The same for who has it open and reads on: that it was given another owner, mode or name, which changes its ctime alone, doesn't count. */
+bool image_is_unchanged(const struct image *image);
+
+/* Whether the file still has SNAPSHOT, one of IMAGE's, as it was when it was opened. Reads the table. */
+bool image_has_still(const struct image *image, const struct image_snapshot *snapshot);
+
 /* Whether a writer has left it without clearing the dirty bit: its refcounts may lag (qcow2 specification, incompatible feature bit 0). */
 bool image_is_dirty(const struct image *image);
 const char *image_path(const struct image *image);
@@ -69,7 +75,7 @@ uint64_t image_virtual_size(const struct image *image); /* bytes, a multiple of 
 const char *image_backing_name(const struct image *image); /* as the header has it; NULL: none */
 enum image_format image_backing_format(const struct image *image);
 const char *image_data_path(const struct image *image); /* the external data file; NULL: none */
-const struct stat *image_data_stat(const struct image *image); /* when it was opened, where there is one */
+const struct stat *image_data_stat(const struct image *image); /* the same; NULL: none */
 
 uint32_t image_nr_snapshots(const struct image *image);
 const struct image_snapshot *image_snapshot(const struct image *image, uint32_t i);

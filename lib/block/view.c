@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/file.h"
 #include "base/mem.h"
@@ -21,8 +22,13 @@
 /* Bytes of a compressed cluster that is worth being made ahead. */
 #define WANTED_MIN (16u << 10)
 
+/* How long view_check()'s word is good for, for each layer that it must ask: reading is never slowed down by more than a hundredth. */
+#define CHECK_NS     25000
+#define CHECK_ROW_NS 1000000 /* it reads a snapshot table */
+
 struct view {
 	atomic_uint nr_users;
+	atomic_int_fast64_t next_check_ns; /* of the monotonic clock */
 	struct image_cache *cache; /* borrowed */
 	struct layer *layers;      /* top first */
 	size_t nr_layers, cap_layers;
@@ -280,6 +286,42 @@ void view_access(const struct view *view, struct access *ret)
 	access_path_done(&last);
 }
 
+/* --- what it was opened as ------------------------------------------------------------------------------------------ */
+
+/* The image of an internal snapshot may go on changing: the snapshot doesn't, as long as it is there. */
+static bool top_is_unchanged(const struct view *view)
+{
+	const struct layer *top = &view->layers[0];
+	return image_is_unchanged(top->image) || (top->snapshot && image_has_still(top->image, top->snapshot));
+}
+
+int view_check(struct view *view)
+{
+	for (size_t i = 1; i < view->nr_layers; i++)
+		if (!image_is_unchanged(view->layers[i].image))
+			return -ESTALE;
+	return top_is_unchanged(view) ? 0 : -ESTALE;
+}
+
+static int64_t now_ns(void)
+{
+	struct timespec ts;
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000000000ll + ts.tv_nsec;
+}
+
+/* What to say of what was just read or mapped with the result ERR: is it what the files hold? An error may come of it that it isn't. */
+static int checked(struct view *view, int err)
+{
+	int64_t now = now_ns();
+	if (!err && now < atomic_load(&view->next_check_ns))
+		return 0;
+	int stale = view_check(view);
+	if (!stale)
+		atomic_store(&view->next_check_ns, now + (int64_t)view->nr_layers * CHECK_NS + (view->layers[0].snapshot ? CHECK_ROW_NS : 0));
+	return stale ? stale : err;
+}
+
 /* --- reading --------------------------------------------------------------------------------------------------------- */
 
 /* The first extent through the layers [FIRST, END), by asking each. EXACT: see layer_map(). */
@@ -393,7 +435,8 @@ static int map_exactly(const struct view *view, uint64_t guest_off, uint64_t len
 int view_map(struct view *view, uint64_t guest_off, uint64_t len, struct extent *ret)
 {
 	uint64_t cost = 0;
-	return map_exactly(view, guest_off, len, ret, &cost);
+	int err = map_exactly(view, guest_off, len, ret, &cost);
+	return checked(view, err);
 }
 
 int view_map_top(struct view *view, size_t nr_layers, uint64_t guest_off, uint64_t len, struct extent *ret)
@@ -522,9 +565,9 @@ int view_read(struct view *view, void *buf, size_t len, uint64_t guest_off)
 			guest_off += extents[i].len;
 		}
 		if (err)
-			return err;
+			return checked(view, err);
 	}
-	return run.e.len ? read_extent(&run.e, run.to) : 0;
+	return checked(view, run.e.len ? read_extent(&run.e, run.to) : 0);
 }
 
 int view_read_vmstate(struct view *view, void *buf, size_t len, uint64_t off)
@@ -542,12 +585,12 @@ int view_read_vmstate(struct view *view, void *buf, size_t len, uint64_t off)
 		if (!err)
 			err = read_extent(&e, to);
 		if (err)
-			return err;
+			return checked(view, err);
 		to += e.len;
 		off += e.len;
 		len -= e.len;
 	}
-	return 0;
+	return checked(view, 0);
 }
 
 static uint64_t files_bytes(const struct view *view)

@@ -61,7 +61,11 @@ const struct image_snapshot *view_snapshot(const struct view *view); /* of the t
 /* Two views that read the same layers at the same states. */
 bool view_equal(const struct view *a, const struct view *b);
 
-/* The first extent at GUEST_OFF, at most LEN bytes long. Beyond the end: zeros. */
+/* Whether the files still hold what they did when the view was opened, so that what was read and mapped up to now is what they hold. Who uses QEMU's
+ * locks can't change them while the view has its own; others can. -ESTALE: one was written to, or the internal snapshot has gone. */
+int view_check(struct view *view);
+
+/* The first extent at GUEST_OFF, at most LEN bytes long. Beyond the end: zeros. Errors as view_read's. */
 int view_map(struct view *view, uint64_t guest_off, uint64_t len, struct extent *ret);
 
 /* The first extent of the top NR_LAYERS alone; EXTENT_UNALLOCATED where none of them has anything. Behind the end of one of them: zeros, since
@@ -77,7 +81,8 @@ int extent_fd(const struct extent *extent);
 /* Whether B continues A in the same file, so that they can be read, or shared, as one; or zeros go on. */
 bool extent_continues(const struct extent *a, const struct extent *b);
 
-/* Fills BUF; what lies beyond the virtual size reads as zeros. -EUCLEAN: a table or a cluster is damaged. -EIO. */
+/* Fills BUF; what lies beyond the virtual size reads as zeros. -EUCLEAN: a table or a cluster is damaged. -ESTALE: see view_check(), which is asked
+ * afterwards, though not for every few bytes. -EIO. */
 int view_read(struct view *view, void *buf, size_t len, uint64_t guest_off);
 
 /* Bytes that aren't holes. Exact where the tables are small enough to walk at once, else what the files take,

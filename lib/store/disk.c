@@ -11,6 +11,7 @@
 #include "store/flats.h"
 #include "store/full.h"
 #include "store/managed.h"
+#include "store/source.h"
 #include "store/stat.h"
 #include "store/store_internal.h"
 
@@ -355,6 +356,23 @@ int disk_fstat(struct disk_file *file, struct disk_stat *ret)
 	case DISK_FILE_PLAIN: err = stat_plain(file, ret); break;
 	}
 	return err;
+}
+
+int disk_check(struct disk_file *file)
+{
+	return file->kind == DISK_FILE_VIEW || file->kind == DISK_FILE_VMSTATE ? view_check(file->view) : 0;
+}
+
+uint64_t disk_content(struct disk_file *file)
+{
+	struct stat st;
+	switch (file->kind) {
+	case DISK_FILE_HEAD: break; /* it changes all the time */
+	case DISK_FILE_VIEW:
+	case DISK_FILE_VMSTATE: return stat_content(file->store, file->view);
+	case DISK_FILE_PLAIN: return fstat(file->fd, &st) < 0 ? 0 : stamp_make(&st);
+	}
+	return 0;
 }
 
 /* --- reading and writing -------------------------------------------------------------------------------------------------------- */

@@ -282,7 +282,10 @@ static int fill_from(struct checkpoints *checkpoints, struct job *job, struct vi
 	if (!err)
 		err = view_fill_raw(view, checkpoints->fd, &spec, why);
 	view_unlock(view);
-	return err;
+	if (err != -ESTALE)
+		return err;
+	save_checkpoint(checkpoints, 0); /* what is there is of no use */
+	return reason_set(why, -EBUSY, "%s was changed by another program while it was copied", image_path(view_layer(view, 0)));
 }
 
 /* Who ends the goal drops the base afterwards: the one as the other with the change lock, so that it isn't begun for nobody. */

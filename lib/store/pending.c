@@ -117,8 +117,11 @@ int fill_base(struct store *store, const struct vm_disk *disk, struct job_progre
 		return reason_set(why, -errno, "%s/%s: %s", store->layers_dir, part, strerror(errno));
 	atomic_store(&progress->done, 0);
 	int err = fill_file(store, disk, fd, progress, why);
-	if (!err)
+	bool changed = err == -ESTALE; /* a file beneath the snapshot, if not the snapshot */
+	if (!err || changed)
 		err = check_again(store, disk, why);
+	if (!err && changed)
+		err = -EBUSY; /* it is copied anew */
 	if (!err && renameat(store->layers_fd, part, store->layers_fd, disk->pending_base) < 0)
 		err = -errno;
 	if (!err)

@@ -100,6 +100,35 @@ static uint64_t chain_stamp(const struct view *view)
 	return hash ? hash : 1;
 }
 
+static uint64_t hash_snapshot(uint64_t hash, const struct image_snapshot *snapshot)
+{
+	uint64_t words[] = {(uint64_t)snapshot->date_sec, snapshot->date_nsec, snapshot->l1_offset, snapshot->l1_size, snapshot->virtual_size};
+	return hash_text(hash_bytes(hash, words, sizeof words), snapshot->id);
+}
+
+/* STAMP says when the file last changed. */
+static uint64_t hash_file(uint64_t hash, const struct stat *st, bool stamp)
+{
+	uint64_t words[] = {st->st_dev, st->st_ino, stamp ? stamp_make(st) : 0};
+	return hash_bytes(hash, words, sizeof words);
+}
+
+uint64_t stat_content(const struct store *store, const struct view *view)
+{
+	const struct image_snapshot *snapshot = view_snapshot(view);
+	uint64_t hash = snapshot ? hash_snapshot(HASH_START, snapshot) : HASH_START;
+	for (size_t i = 0; i < view_depth(view); i++) {
+		char layer[LAYER_NAME_MAX];
+		const struct image *image = view_layer(view, i);
+		/* A VM's image goes on changing, its internal snapshots don't. */
+		bool stamp = !(i == 0 && snapshot) && !layer_of_path(store, image_path(image), layer);
+		hash = hash_file(hash, image_stat(image), stamp);
+		if (image_data_stat(image))
+			hash = hash_file(hash, image_data_stat(image), stamp);
+	}
+	return hash;
+}
+
 /* view_allocated(), which may have to read all tables, where KNOWN doesn't tell it. What was counted is put there. KNOWN and VIEW may be NULL. */
 static int count(struct view *view, struct stat_slot *known, uint64_t *ret)
 {

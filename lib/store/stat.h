@@ -13,6 +13,9 @@ void stat_cache_free(struct stat_cache *cache);
 /* What a view says; the time is its top file's unless CREATED (seconds since the epoch) isn't 0. */
 int stat_view(struct view *view, int64_t created, struct disk_stat *ret);
 
+/* A number that stands for what the view reads. What we write into layers of ours doesn't change that, and so doesn't count. */
+uint64_t stat_content(const struct store *store, const struct view *view);
+
 /* What an open head says. */
 int stat_head(struct store *store, struct open_head *oh, struct disk_stat *ret);
 

@@ -141,6 +141,10 @@ int disk_close(struct disk_file *file, struct reason *why);
 bool disk_is_head(const struct disk_file *file);
 uint64_t disk_virtual_size(struct disk_file *file);
 int disk_fstat(struct disk_file *file, struct disk_stat *ret);
+/* -ESTALE: another program has changed an image that a snapshot's disk, or one that was found, is read from, since it was opened. */
+int disk_check(struct disk_file *file);
+/* A number that another content of the file has not: made of what the files are that it is read from, and when they last changed. */
+uint64_t disk_content(struct disk_file *file);
 int disk_read(struct disk_file *file, void *buf, size_t len, uint64_t off);
 int disk_write(struct disk_file *file, const void *buf, size_t len, uint64_t off);
 int disk_resize(struct disk_file *file, uint64_t virtual_size);

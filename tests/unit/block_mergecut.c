@@ -177,14 +177,18 @@ static void test_absorb(int nr_cuts)
 	int d = 1 + (int)random() % (NR_LAYERS - 2), top = d + 1 + (int)random() % (NR_LAYERS - d - 1);
 	struct head *head = NULL;
 	struct view *below = open_view(cache, d - 1), *above = open_view(cache, top);
+	struct stat st;
 	check(view_lock(above, NULL), "locking");
 	snprintf(path, sizeof path, "%s", path_of(names[d]));
+	check(stat(path, &st), "stat");
+	check(image_cache_expect_changes(cache, st.st_dev, st.st_ino, true), "expecting changes");
 	save_start();
 	logging = true;
 	check(head_open_frozen(layers_fd, names[d], path, below, &head, NULL), "opening the layer");
 	check(head_absorb(head, above, (size_t)(top - d), 0, DISK_SIZE, NULL), "an absorption");
 	check(head_close(head), "closing the layer");
 	logging = false;
+	check(image_cache_expect_changes(cache, st.st_dev, st.st_ino, false), "expecting no more changes");
 	view_unlock(above);
 	check_cuts(d, top, nr_cuts);
 	/* Once it is done, it reads as what is above it. */
