@@ -67,6 +67,13 @@ struct handle *handle_new(struct fs *fs, const struct place *place, enum handle_
 	return handle;
 }
 
+void handle_set_disk(struct fs *fs, struct handle *handle, struct disk_file *disk)
+{
+	pthread_mutex_lock(&fs->handles->lock); /* it is in the table already */
+	handle->disk = disk;
+	pthread_mutex_unlock(&fs->handles->lock);
+}
+
 static void close_disk(struct fs *fs, struct handle *handle)
 {
 	struct reason why = {0};
@@ -148,6 +155,25 @@ struct handle *handles_find(struct handles *handles, uint64_t ino)
 		found->nr_refs++;
 	pthread_mutex_unlock(&handles->lock);
 	return found;
+}
+
+struct handle *handles_next_disk(struct fs *fs, struct handle *prev)
+{
+	struct handles *handles = fs->handles;
+	pthread_mutex_lock(&handles->lock);
+	struct list *link = prev ? prev->link.next : handles->list.next;
+	struct handle *next = NULL;
+	for (; link != &handles->list && !next; link = link->next) {
+		struct handle *handle = list_entry(link, struct handle, link);
+		if (handle->kind == HANDLE_DISK && handle->disk && handle->nr_refs)
+			next = handle;
+	}
+	if (next)
+		next->nr_refs++;
+	pthread_mutex_unlock(&handles->lock);
+	if (prev)
+		handle_put(fs, prev);
+	return next;
 }
 
 bool handles_has_writer(struct handles *handles, uint64_t ino)

@@ -35,6 +35,7 @@ struct handle {
 	enum handle_kind kind;
 	bool writable;
 	bool is_counted; /* by passthrough_open */
+	bool is_stale;	 /* an image has changed: see watch.h, whose thread's it is */
 	int backing_id;	 /* the host file that the kernel reads; 0: none */
 	atomic_ullong nr_read; /* bytes; saturates */
 	uint64_t ino;
@@ -64,12 +65,18 @@ void handles_free(struct handles *handles);
 /* A handle on PLACE (copied), in the table, with one reference; NULL: memory is out. */
 struct handle *handle_new(struct fs *fs, const struct place *place, enum handle_kind kind, bool writable);
 
+/* Fills in what is open behind a HANDLE_DISK. */
+void handle_set_disk(struct fs *fs, struct handle *handle, struct disk_file *disk);
+
 /* Gives a reference back. With the last one, what it has open is closed; a disk's error is reported as an event. */
 void handle_put(struct fs *fs, struct handle *handle);
 void handles_close_all(struct fs *fs);
 
 /* A reference to some open file of INO, which may have been removed meanwhile; NULL: there is none. */
 struct handle *handles_find(struct handles *handles, uint64_t ino);
+
+/* A reference to the next open disk after PREV (NULL: the first), whose reference is given back; NULL: there is no other. */
+struct handle *handles_next_disk(struct fs *fs, struct handle *prev);
 
 /* Whether INO is open for writing. */
 bool handles_has_writer(struct handles *handles, uint64_t ino);

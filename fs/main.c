@@ -13,6 +13,7 @@
 #include "fs/loop.h"
 #include "fs/ops.h"
 #include "fs/options.h"
+#include "fs/watch.h"
 #include "meta/xml.h"
 
 /* Every layer of an open chain is a descriptor. */
@@ -103,9 +104,13 @@ static int serve(struct fs *fs, struct fuse_session *session, const struct optio
 {
 	sigset_t signals;
 	loop_block_signals(&signals);
+	struct watch *watch = NULL;
 	int err = store_start(fs->store);
 	if (!err)
+		err = watch_start(fs, session, &watch);
+	if (!err)
 		err = loop_run(session, options->max_threads, &signals);
+	watch_stop(watch);
 	pthread_sigmask(SIG_SETMASK, &signals, NULL);
 	if (err)
 		fprintf(stderr, "vmsnapfs: serving %s ended: %s\n", options->mountpoint, strerror(-err));

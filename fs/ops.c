@@ -43,6 +43,8 @@ static const char *why_by_error(struct fs *fs, const struct place *place, int er
 		return why_read_only(fs, place);
 	case -ENOSPC:
 		return place_is_pool(place) ? "the pool is full, or the device ends there" : "the disk that the store lies on is full. Make room and try again";
+	case -ESTALE:
+		return "an image was changed by another program while it was open here. Open the file again";
 	case -EBUSY:
 		return "somebody else uses it. Close it there and try again";
 	case -EEXIST:

@@ -21,21 +21,11 @@ static bool wants_write(const struct fuse_file_info *fi)
 
 /* --- disks ------------------------------------------------------------------------------------------------------------ */
 
-/* What tells this disk of a snapshot from another one that may come under its name. */
-static uint64_t content_hash(const struct place *place, struct disk_file *file)
+/* What tells what a file of a snapshot holds from anything else that may come under its name. */
+static uint64_t content_hash(struct disk_file *file)
 {
-	struct disk_stat ds = {0};
-	disk_fstat(file, &ds);
-	uint64_t hash = hash_bytes(HASH_START, &place->snapshot->created, sizeof place->snapshot->created);
-	hash = hash_bytes(hash, &ds.virtual_size, sizeof ds.virtual_size);
-	hash = hash_bytes(hash, &ds.allocated, sizeof ds.allocated);
-	hash = hash_bytes(hash, &ds.mtime.tv_sec, sizeof ds.mtime.tv_sec);
-	hash = hash_bytes(hash, &ds.mtime.tv_nsec, sizeof ds.mtime.tv_nsec);
-	if (place->disk) {
-		hash = hash_text(hash, place->disk->path ? place->disk->path : "");
-		hash = hash_text(hash, place->disk->snapshot ? place->disk->snapshot : "");
-	}
-	return hash;
+	uint64_t words[] = {disk_content(file), disk_virtual_size(file)};
+	return hash_bytes(HASH_START, words, sizeof words);
 }
 
 static int open_disk_file(struct fs *fs, const struct place *place, bool writable, struct disk_file **ret,
@@ -52,7 +42,7 @@ static int choose_way(struct fs *fs, const struct place *place, struct handle *h
 	/* Whether it is allowed or not: a node that is passed through stays so until all have closed it. */
 	if (!channel_features()->passthrough)
 		return 0;
-	int id = passthrough_open(fs->passthrough, place, content_hash(place, handle->disk), handle->disk);
+	int id = passthrough_open(fs->passthrough, place, content_hash(handle->disk), handle->disk);
 	handle->is_counted = id >= 0;
 	handle->backing_id = id < 0 ? 0 : id;
 	return id < 0 ? id : 0;
@@ -73,7 +63,7 @@ static int open_disk(fuse_req_t req, const struct place *place, struct fuse_file
 		disk_close(file, NULL);
 		return err ? err : -ENOMEM;
 	}
-	handle->disk = file;
+	handle_set_disk(fs, handle, file);
 	err = place->snapshot && place->disk ? choose_way(fs, place, handle) : 0;
 	if (err) {
 		handle_put(fs, handle);
@@ -82,7 +72,7 @@ static int open_disk(fuse_req_t req, const struct place *place, struct fuse_file
 	if (fi->flags & O_TRUNC)
 		sources_hint(fs->sources, file, place->disk->file_name, ops_thread(req));
 	if (place->snapshot) {
-		fi->keep_cache = page_cache_is_current(fs->page_cache, place_ino(place), content_hash(place, file));
+		fi->keep_cache = page_cache_is_current(fs->page_cache, place_ino(place), content_hash(file));
 		if (place->disk)
 			sources_add(fs->sources, file, place->disk->file_name, ops_thread(req));
 	}

@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/list.h"
@@ -11,6 +12,8 @@
 #include "fs/channel.h"
 #include "fs/place.h"
 #include "store/store.h"
+
+#define WAIT_CLOSED_MS 300
 
 struct open_node {
 	struct list link;
@@ -23,7 +26,8 @@ struct open_node {
 struct passthrough {
 	atomic_bool refused; /* the kernel doesn't let us */
 	pthread_mutex_t lock;
-	struct list nodes; /* protected by lock */
+	pthread_cond_t closed; /* a node has gone */
+	struct list nodes;     /* protected by lock */
 };
 
 int passthrough_new(struct passthrough **ret)
@@ -31,7 +35,12 @@ int passthrough_new(struct passthrough **ret)
 	struct passthrough *passthrough = calloc(1, sizeof *passthrough);
 	if (!passthrough)
 		return -ENOMEM;
+	pthread_condattr_t attr;
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
 	pthread_mutex_init(&passthrough->lock, NULL);
+	pthread_cond_init(&passthrough->closed, &attr);
+	pthread_condattr_destroy(&attr);
 	list_init(&passthrough->nodes);
 	*ret = passthrough;
 	return 0;
@@ -52,6 +61,7 @@ void passthrough_free(struct passthrough *passthrough)
 		return;
 	while (!list_is_empty(&passthrough->nodes))
 		remove_node(list_entry(passthrough->nodes.next, struct open_node, link));
+	pthread_cond_destroy(&passthrough->closed);
 	pthread_mutex_destroy(&passthrough->lock);
 	free(passthrough);
 }
@@ -80,12 +90,27 @@ static int backing_of(struct passthrough *passthrough, struct disk_file *file)
 	return id > 0 ? id : 0;
 }
 
+/* The node of INO. That it is open with another content may be over in a moment: the kernel tells us of a close(2) when that has returned. */
+static struct open_node *find_settled_locked(struct passthrough *passthrough, uint64_t ino, uint64_t content)
+{
+	struct timespec end;
+	clock_gettime(CLOCK_MONOTONIC, &end);
+	end.tv_nsec += WAIT_CLOSED_MS * 1000000L;
+	end.tv_sec += end.tv_nsec / 1000000000L;
+	end.tv_nsec %= 1000000000L;
+	struct open_node *node = find_locked(passthrough, ino);
+	while (node && node->backing_id && node->content != content &&
+	       pthread_cond_timedwait(&passthrough->closed, &passthrough->lock, &end) == 0)
+		node = find_locked(passthrough, ino);
+	return node;
+}
+
 int passthrough_open(struct passthrough *passthrough, const struct place *place, uint64_t content, struct disk_file *file)
 {
 	int ret = -ENOMEM;
 	uint64_t ino = place_ino(place);
 	pthread_mutex_lock(&passthrough->lock);
-	struct open_node *node = find_locked(passthrough, ino);
+	struct open_node *node = find_settled_locked(passthrough, ino, content);
 	if (node) {
 		bool other = node->backing_id && node->content != content;
 		node->nr_open += !other;
@@ -104,8 +129,10 @@ void passthrough_close(struct passthrough *passthrough, uint64_t ino)
 {
 	pthread_mutex_lock(&passthrough->lock);
 	struct open_node *node = find_locked(passthrough, ino);
-	if (node && --node->nr_open == 0)
+	if (node && --node->nr_open == 0) {
 		remove_node(node);
+		pthread_cond_broadcast(&passthrough->closed);
+	}
 	pthread_mutex_unlock(&passthrough->lock);
 }
 

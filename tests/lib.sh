@@ -118,7 +118,7 @@ declare -A errno_text=(
 	[EBUSY]="Device or resource busy" [EUCLEAN]="Structure needs cleaning" [EIO]="Input/output error"
 	[EOPNOTSUPP]="Operation not supported" [EACCES]="Permission denied" [ENOSPC]="No space left on device"
 	[ENOTEMPTY]="Directory not empty" [ENAMETOOLONG]="File name too long" [EPERM]="Operation not permitted"
-	[ELOOP]="Too many levels of symbolic links" [ENOTCONN]="Transport endpoint is not connected"
+	[ELOOP]="Too many levels of symbolic links" [ESTALE]="Stale file handle" [ENOTCONN]="Transport endpoint is not connected"
 )
 
 refused() { # ERRNO[|ERRNO...] COMMAND...: it fails, and says so
