@@ -156,6 +156,7 @@ const struct fuse_lowlevel_ops ops_table = {
 	.releasedir = ops_releasedir,
 	.mkdir = ops_mkdir,
 	.create = ops_create,
+	.mknod = ops_mknod,
 	.symlink = ops_symlink,
 	.unlink = ops_unlink,
 	.rmdir = ops_rmdir,

@@ -79,6 +79,7 @@ void ops_statfs(fuse_req_t req, fuse_ino_t ino);
 /* ops_make.c */
 void ops_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode);
 void ops_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, struct fuse_file_info *fi);
+void ops_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, dev_t rdev);
 void ops_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, const char *name);
 
 /* ops_move.c */

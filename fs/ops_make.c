@@ -176,6 +176,17 @@ static void reply_made_clone(fuse_req_t req, const struct place *parent, const s
 	fuse_reply_entry(req, &entry);
 }
 
+/* What creat(2) makes comes as CREATE. */
+void ops_mknod(fuse_req_t req, fuse_ino_t parent_ino, const char *name, mode_t mode, dev_t rdev)
+{
+	(void)mode;
+	(void)rdev;
+	struct reason why = {0};
+	auto_place struct place parent = {0};
+	if (ops_place(req, parent_ino, &parent))
+		ops_fail(req, &parent, "make", name, reason_set(&why, -EPERM, "devices, pipes and sockets can't be made here"), &why);
+}
+
 void ops_mkdir(fuse_req_t req, fuse_ino_t parent_ino, const char *name, mode_t mode)
 {
 	(void)mode;
