@@ -11,7 +11,6 @@
 
 /* The kernel's connection is one for the process, as is what it has agreed to. */
 static struct channel_features features;
-static int session_fd = -1;
 static const char *mounted_on;
 static _Thread_local int own_fd = -1;
 static _Thread_local uint32_t offered, offered2; /* by the INIT that this thread is answering */
@@ -78,22 +77,8 @@ static ssize_t read_blocking(int fd, void *buf, size_t len, void *userdata)
 int channel_attach(struct fuse_session *session, const char *mount_dir)
 {
 	static const struct fuse_custom_io io = {.writev = reply, .read = read_blocking};
-	session_fd = fuse_session_fd(session);
 	mounted_on = mount_dir;
-	return fuse_session_custom_io(session, &io, session_fd);
-}
-
-int channel_backing_open(int fd)
-{
-	struct kernel_backing_map map = {.fd = fd};
-	int id = ioctl(session_fd, KERNEL_IOC_BACKING_OPEN, &map);
-	return id < 0 ? -errno : id;
-}
-
-void channel_backing_close(int id)
-{
-	uint32_t number = (uint32_t)id;
-	ioctl(session_fd, KERNEL_IOC_BACKING_CLOSE, &number);
+	return fuse_session_custom_io(session, &io, fuse_session_fd(session));
 }
 
 int channel_clone(struct fuse_session *session)

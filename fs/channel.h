@@ -19,10 +19,6 @@ struct channel_features {
 int channel_attach(struct fuse_session *session, const char *mount_dir);
 const struct channel_features *channel_features(void);
 
-/* Registers the file behind FD for passthrough: its number, 1 or more. -EPERM: we aren't root. -EOPNOTSUPP, -ELOOP: not on this filesystem. */
-int channel_backing_open(int fd);
-void channel_backing_close(int id);
-
 /* A further descriptor on the session's connection; the caller closes it. A negative errno: there is only one, then. */
 int channel_clone(struct fuse_session *session);
 

@@ -10,9 +10,11 @@
 
 #include "base/mem.h"
 #include "fs/channel.h"
+#include "fs/keeper.h"
 #include "fs/loop.h"
 #include "fs/ops.h"
 #include "fs/options.h"
+#include "fs/privileges.h"
 #include "fs/watch.h"
 #include "meta/xml.h"
 
@@ -105,7 +107,11 @@ static int serve(struct fs *fs, struct fuse_session *session, const struct optio
 	sigset_t signals;
 	loop_block_signals(&signals);
 	struct watch *watch = NULL;
-	int err = store_start(fs->store);
+	int err = keeper_start(fuse_session_fd(session), options->mountpoint);
+	if (!err)
+		err = privileges_drop();
+	if (!err)
+		err = store_start(fs->store);
 	if (!err)
 		err = watch_start(fs, session, &watch);
 	if (!err)
@@ -130,6 +136,7 @@ static int mount_and_serve(struct fs *fs, struct fuse_session *session, const st
 		err = channel_attach(session, options->mountpoint);
 		if (!err)
 			err = fuse_daemonize(options->foreground) < 0 ? -EINVAL : serve(fs, session, options);
+		keeper_stop(); /* it alone can still unmount */
 		fuse_session_unmount(session);
 	}
 	fuse_remove_signal_handlers(session);

@@ -54,12 +54,16 @@ static int unmount_as_user(const char *path)
 	return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? 0 : -EPERM;
 }
 
+int mountpoint_unmount(const char *path)
+{
+	int err = umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW) < 0 ? -errno : 0;
+	return err == -EPERM ? unmount_as_user(path) : err;
+}
+
 /* The daemon behind the mount on PATH has died. */
 static int unmount_dead(const char *path)
 {
-	int err = umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW) < 0 ? -errno : 0;
-	if (err == -EPERM)
-		err = unmount_as_user(path);
+	int err = mountpoint_unmount(path);
 	if (err)
 		fprintf(stderr, "vmsnapfs: %s: there is a dead mount, which can't be unmounted: %s\n", path, strerror(-err));
 	return err;

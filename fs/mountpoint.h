@@ -9,4 +9,7 @@ int mountpoint_prepare(char **path, const char *source_dir, const char *store_di
 /* -EINVAL, with words, where PATH lies in or above DIR, a WHAT. */
 int mountpoint_check_apart(const char *path, const char *what, const char *dir);
 
+/* Takes the mount off PATH, a real path, also while somebody uses it; as a user, by fusermount3. */
+int mountpoint_unmount(const char *path);
+
 #endif

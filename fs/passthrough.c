@@ -10,6 +10,7 @@
 #include "base/list.h"
 #include "base/mem.h"
 #include "fs/channel.h"
+#include "fs/keeper.h"
 #include "fs/place.h"
 #include "store/store.h"
 
@@ -49,7 +50,7 @@ int passthrough_new(struct passthrough **ret)
 static void remove_node(struct open_node *node)
 {
 	if (node->backing_id)
-		channel_backing_close(node->backing_id);
+		keeper_backing_close(node->backing_id);
 	list_remove(&node->link);
 	place_done(&node->place);
 	free(node);
@@ -84,7 +85,7 @@ static struct open_node *find_locked(struct passthrough *passthrough, uint64_t i
 static int backing_of(struct passthrough *passthrough, struct disk_file *file)
 {
 	auto_close int fd = atomic_load(&passthrough->refused) ? -EPERM : disk_flat_open(file);
-	int id = fd < 0 ? 0 : channel_backing_open(fd);
+	int id = fd < 0 ? 0 : keeper_backing_open(fd);
 	if (id == -EPERM)
 		atomic_store(&passthrough->refused, true);
 	return id > 0 ? id : 0;
