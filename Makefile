@@ -100,9 +100,12 @@ clean:
 install: all
 	install -D -m 755 $(BUILD)/vmsnapfs $(DESTDIR)$(PREFIX)/bin/vmsnapfs
 	install -D -m 644 scripts/vmsnapfs.8 $(DESTDIR)$(PREFIX)/share/man/man8/vmsnapfs.8
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	sed 's,@BINDIR@,$(PREFIX)/bin,' scripts/vmsnapfs@.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/vmsnapfs@.service
 
 uninstall:
-	rm -f $(DESTDIR)$(PREFIX)/bin/vmsnapfs $(DESTDIR)$(PREFIX)/share/man/man8/vmsnapfs.8
+	rm -f $(DESTDIR)$(PREFIX)/bin/vmsnapfs $(DESTDIR)$(PREFIX)/share/man/man8/vmsnapfs.8 \
+		$(DESTDIR)$(PREFIX)/lib/systemd/system/vmsnapfs@.service
 
 format:
 	clang-format -i lib/*/*.[ch] fs/*.[ch] tests/*/*.[ch]
