@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# kill -9 of the daemon at 50 random moments of jobs that make a VM independent, while a guest writes: each goes on where it was, ends
-# with a flat image that equals what the disk was, and nothing that was fsynced is lost.       limit: 420
+# kill -9 of the daemon at 25 random moments (100 nightly) of jobs that make a VM independent, while a guest writes: each goes on where it was, ends
+# with a flat image that equals what the disk was, and nothing that was fsynced is lost.       limit: 420 nightly: 3600
 # shellcheck source=tests/lib.sh
 . "$(dirname "$0")/../lib.sh"
 need qemu-img qemu-io python3
 
 echo "seed $SEED"
 rng_seed "$SEED"
-kills=${NR_RUNS:-50}
+kills=${NIGHTLY:+100}
+kills=${NR_RUNS:-${kills:-25}}
 src=$PWD/src
 store=$src/.vmsnapfs
 writer=$BUILD/tools/crashwriter

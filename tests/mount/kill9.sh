@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# kill -9 of the daemon in the middle of 100 clone and write runs: what was fsynced is there, no VM is half there, the images are
-# whole, and the next mount goes over the dead one.       limit: 420
+# kill -9 of the daemon in the middle of 40 clone and write runs (400 nightly): what was fsynced is there, no VM is half there, the images are
+# whole, and the next mount goes over the dead one.       limit: 420 nightly: 3600
 # shellcheck source=tests/lib.sh
 . "$(dirname "$0")/../lib.sh"
 need qemu-img qemu-io
 
 echo "seed $SEED"
 rng_seed "$SEED"
-runs=${NR_RUNS:-100}
+runs=${NIGHTLY:+400}
+runs=${NR_RUNS:-${runs:-40}}
 src=$PWD/src
 store=$src/.vmsnapfs
 writer=$BUILD/tools/crashwriter

@@ -4,6 +4,7 @@
  * crashwriter write FILE LOG SEED      random writes, holes and fsyncs; each is noted in LOG (which lies elsewhere)
  * crashwriter verify FILE LOG ORIGINAL every sector holds what was there at the last fsync, or a later write to it; one
  * that was never written holds what ORIGINAL has
+ * crashwriter verify FILE LOG ORIGINAL FIRST LAST     FILE is a snapshot that was made after the FIRST records and before there were more than LAST
  *
  * LOG gets a record before each write or hole is begun, and one after each fsync that said 0. */
 #include <errno.h>
@@ -177,12 +178,16 @@ static int sector_is_right(const struct log *log, size_t nr_synced, uint32_t sec
 	return !memcmp(buf, original, SECTOR);
 }
 
-static int verify(const char *path, const char *log_path, const char *original_path)
+/* Of the records, the first NR_BEFORE had come when the state of FILE was taken, and no more than NR_MAX. */
+static int verify(const char *path, const char *log_path, const char *original_path, size_t nr_before, size_t nr_max)
 {
 	int fd = open_or_die(path, O_RDONLY), original_fd = open_or_die(original_path, O_RDONLY);
 	struct log log = log_load(log_path);
 	uint32_t nr_sectors = nr_sectors_of(fd), nr_bad = 0;
-	size_t nr_synced = log.nr;
+
+	if (log.nr > nr_max)
+		log.nr = nr_max;
+	size_t nr_synced = nr_before < log.nr ? nr_before : log.nr;
 	unsigned char got[SECTOR], original[SECTOR];
 
 	while (nr_synced > 0 && log.records[nr_synced - 1].kind != SYNC)
@@ -214,7 +219,9 @@ int main(int argc, char **argv)
 	if (argc == 5 && !strcmp(argv[1], "write"))
 		return write_until_gone(argv[2], argv[3], (unsigned)strtoul(argv[4], NULL, 10));
 	if (argc == 5 && !strcmp(argv[1], "verify"))
-		return verify(argv[2], argv[3], argv[4]);
-	fprintf(stderr, "usage: crashwriter write FILE LOG SEED | verify FILE LOG ORIGINAL\n");
+		return verify(argv[2], argv[3], argv[4], SIZE_MAX, SIZE_MAX);
+	if (argc == 7 && !strcmp(argv[1], "verify"))
+		return verify(argv[2], argv[3], argv[4], strtoul(argv[5], NULL, 10), strtoul(argv[6], NULL, 10));
+	fprintf(stderr, "usage: crashwriter write FILE LOG SEED | verify FILE LOG ORIGINAL [FIRST LAST]\n");
 	return 2;
 }
