@@ -283,14 +283,27 @@ int store_create(struct store *store, const char *name, uid_t uid, gid_t gid, st
 
 /* --- changing ----------------------------------------------------------------------------------------------------------- */
 
+/* A new name may need a block of the directory that a full filesystem doesn't have. */
+static int remove_without_space(struct store *store, const struct vm *now, struct reason *why)
+{
+	int err = manifest_remove(store, now);
+	if (err)
+		return reason_set(why, err, "%s/vms/%s: %s", store->store_dir, now->uuid, strerror(-err));
+	remove_dir(store->vms_fd, now->uuid);
+	return 0;
+}
+
 /* Takes the VM's directory out of vms/ with one rename, durably; then what is in it. */
 static int remove_durably(struct store *store, const struct vm *now, struct reason *why)
 {
 	auto_free char *gone = NULL;
 	if (asprintf(&gone, GONE_PREFIX "%s", now->uuid) < 0)
 		return -ENOMEM;
-	if (renameat(store->vms_fd, now->uuid, store->vms_fd, gone) < 0)
-		return reason_set(why, -errno, "%s/vms/%s: %s", store->store_dir, now->uuid, strerror(errno));
+	int err = renameat(store->vms_fd, now->uuid, store->vms_fd, gone) < 0 ? -errno : 0;
+	if (err == -ENOSPC || err == -EDQUOT)
+		return remove_without_space(store, now, why);
+	if (err)
+		return reason_set(why, err, "%s/vms/%s: %s", store->store_dir, now->uuid, strerror(-err));
 	if (dir_sync(store->vms_fd) < 0) {
 		renameat(store->vms_fd, gone, store->vms_fd, now->uuid);
 		return reason_set(why, -EIO, "%s/vms: can't be made durable", store->store_dir);

@@ -16,6 +16,7 @@
 #include "base/strbuf.h"
 #include "meta/domain.h"
 #include "meta/xml.h"
+#include "store/spare.h"
 #include "store/store_internal.h"
 
 #define MANIFEST_NAME "vm.xml"
@@ -240,12 +241,22 @@ int manifest_save(struct store *store, struct vm *vm, struct reason *why)
 	if (dirfd < 0)
 		return reason_set(why, -errno, "%s/vms/%s: %s", store->store_dir, vm->uuid, strerror(errno));
 	err = file_replace(dirfd, MANIFEST_NAME, text, len, 0600);
+	if (err == -ENOSPC || err == -EDQUOT)
+		err = spare_replace(store, dirfd, MANIFEST_NAME, text, len) ? err : 0;
 	if (err)
 		return reason_set(why, err, "%s/vms/%s/" MANIFEST_NAME ": %s", store->store_dir, vm->uuid, strerror(-err));
 	struct stat st;
 	if (fstatat(dirfd, MANIFEST_NAME, &st, AT_SYMLINK_NOFOLLOW) == 0)
 		vm->changed = st.st_mtim;
 	return 0;
+}
+
+int manifest_remove(struct store *store, const struct vm *vm)
+{
+	auto_close int dirfd = openat(store->vms_fd, vm->uuid, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	if (dirfd < 0 || unlinkat(dirfd, MANIFEST_NAME, 0) < 0)
+		return -errno;
+	return dir_sync(dirfd);
 }
 
 /* --- loading ------------------------------------------------------------------------------------------------------------ */

@@ -40,6 +40,9 @@ struct store;
  * written as XML. Sets VM's time of change. */
 int manifest_save(struct store *store, struct vm *vm, struct reason *why);
 
+/* Takes VM's vm.xml away, durably: its directory is a leftover then. */
+int manifest_remove(struct store *store, const struct vm *vm);
+
 /* Reads STORE/vms/UUID/vm.xml. Whatever it says is checked: -EUCLEAN, -EINVAL. -ENOENT: there is none. */
 int manifest_load(struct store *store, const char *uuid, struct vm **ret, struct reason *why);
 

@@ -23,6 +23,7 @@
 #include "store/repair.h"
 #include "store/pending.h"
 #include "store/pool_vm.h"
+#include "store/spare.h"
 #include "store/stat.h"
 #include "store/store_internal.h"
 #include "store/text_size.h"
@@ -116,9 +117,11 @@ static int write_pid(struct store *store)
 {
 	char text[32];
 	int len = snprintf(text, sizeof text, "%ld\n", (long)getpid());
-	if (ftruncate(store->lock_fd, 0) < 0)
-		return -errno;
-	return file_write(store->lock_fd, text, (size_t)len, 0);
+	/* Not emptied before: on a full filesystem its block would be somebody else's. It is there for people to read, and worth no refusal. */
+	int err = file_write(store->lock_fd, text, (size_t)len, 0);
+	if (!err && ftruncate(store->lock_fd, len) < 0)
+		err = -errno;
+	return err == -ENOSPC || err == -EDQUOT ? 0 : err;
 }
 
 /* flock(2): the lock goes with the open file description, through the fork that makes the daemon, and away with it. */
@@ -251,6 +254,7 @@ static int load_managed(struct store *store, struct reason *why)
 	managed_clear_leftovers(store);
 	layers_clear_leftovers(store);
 	full_raw_clear_leftovers(store);
+	spare_make(store);
 	return 0;
 }
 
@@ -266,6 +270,7 @@ static struct store *store_new(void)
 	pthread_rwlock_init(&store->layout, &attr);
 	pthread_rwlockattr_destroy(&attr);
 	pthread_mutex_init(&store->lock, NULL);
+	pthread_mutex_init(&store->spare_lock, NULL);
 	list_init(&store->wholes);
 	return store;
 }
@@ -326,6 +331,7 @@ void store_close(struct store *store)
 	close_dirs(store);
 	pthread_rwlock_destroy(&store->layout);
 	pthread_mutex_destroy(&store->lock);
+	pthread_mutex_destroy(&store->spare_lock);
 	free(store->source_dir);
 	free(store->store_dir);
 	free(store->snapshots_dir);

@@ -3,6 +3,7 @@
  * Found VMs (of SOURCE) are only read. Managed VMs lie in the store directory:
  *
  *   STORE/lock                      one daemon at a time (holds its pid)
+ *   STORE/spare                     room for a description on a full filesystem: see spare.h
  *   STORE/layers/UUID.qcow2, .raw   every layer, once; backing names relative where both lie below SOURCE or the store
  *   STORE/vms/UUID/vm.xml           name, place, disks and their layers, configuration
  *   STORE/pools/NAME/FILE           the files that were made in a pool: see pools.h

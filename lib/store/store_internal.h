@@ -9,6 +9,7 @@
  *   jobs->lock         the list of jobs
  *   flats->lock        the list of flat files; their making is outside
  *   store->lock        the tables: VMs, names, open heads, layers. Not held across I/O
+ *   store->spare_lock  held across the replacing of one file
  *   stats->lock        the cache of disk_stat()
  *   text_sizes->lock   the lengths of texts
  */
@@ -75,6 +76,7 @@ struct store {
 	size_t nr_pools;
 	bool lacks_pools; /* there are files of ours in pools that weren't given: what lies beneath them isn't known */
 
+	pthread_mutex_t spare_lock; /* one at a time writes into STORE/spare; see spare.h */
 	pthread_rwlock_t layout;
 	pthread_mutex_t lock;
 	/* protected by lock */

@@ -96,10 +96,17 @@ int main(void)
 	CHECK_ERR(store_create(store, "new", getuid(), getgid(), &other, &why), -ENOSPC);
 	struct disk_file *made = NULL;
 	CHECK_ERR(disk_create(store, vm, "vdb.img", 0600, getuid(), getgid(), &made, &why), -ENOSPC);
-	CHECK_ERR(store_rename(store, vm, PLACE_CLONES, "renamed", &why), -ENOSPC);
-	struct vm *kept = find("kept");
-	CHECK(!find("new") && !find("renamed") && kept);
-	vm_put(kept);
+	CHECK(!find("new"));
+	CHECK(nr_files() == before);
+	/* What makes no file takes no space: see store/spare.h. Again and again, and so is what gives it back. */
+	for (int i = 0; i < 20; i++) {
+		struct vm *kept = find(i % 2 ? "renamed" : "kept");
+		CHECK_ERR(store_rename(store, kept, PLACE_CLONES, i % 2 ? "kept" : "renamed", &why), 0);
+		vm_put(kept);
+	}
+	vm_put(vm);
+	vm = find("kept");
+	CHECK(vm && !find("renamed"));
 	CHECK(nr_files() == before);
 	int err = 0;
 	for (uint64_t off = 1 << 20; !err && off < 3 << 20; off += sizeof block)

@@ -1,0 +1,82 @@
+#include "store/spare.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <stdio.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/file.h"
+#include "base/mem.h"
+#include "store/store_internal.h"
+
+#define NAME	    "spare"
+#define WANTED_SIZE (256u << 10)
+
+/* Copy on write would need space for every write. Only an empty file can be told; a filesystem that has no such thing refuses. */
+static void write_in_place(int fd)
+{
+	int flags = 0;
+	if (ioctl(fd, FS_IOC_GETFLAGS, &flags) == 0 && !(flags & FS_NOCOW_FL)) {
+		flags |= FS_NOCOW_FL;
+		(void)ioctl(fd, FS_IOC_SETFLAGS, &flags);
+	}
+}
+
+/* Written, not fallocated: what is only reserved may need space when it is written. */
+static void lengthen(int fd)
+{
+	static const char zeros[4096];
+	struct stat st;
+	if (fstat(fd, &st) < 0)
+		return;
+	if (st.st_size == 0)
+		write_in_place(fd);
+	uint64_t end = (uint64_t)st.st_size;
+	while (end < WANTED_SIZE) {
+		size_t len = sizeof zeros - end % sizeof zeros;
+		if (file_write(fd, zeros, len, end))
+			break;
+		end += len;
+	}
+	/* Only what the disk has taken is there when it is needed. */
+	if (end > (uint64_t)st.st_size && file_sync(fd) && ftruncate(fd, st.st_size) < 0)
+		return;
+}
+
+void spare_make(struct store *store)
+{
+	auto_close int fd = openat(store->store_fd, NAME, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (fd >= 0)
+		lengthen(fd);
+}
+
+static int replace(struct store *store, int fd, int dirfd, const char *name, const void *data, size_t len)
+{
+	struct stat st;
+	if (fstat(fd, &st) < 0)
+		return -errno;
+	if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size < len)
+		return -ENOSPC;
+	int err = file_write(fd, data, len, 0);
+	if (!err && ftruncate(fd, (off_t)len) < 0)
+		err = -errno;
+	if (!err && fsync(fd) < 0)
+		err = -errno;
+	/* What it says is stable before it has the name. */
+	if (!err && renameat2(store->store_fd, NAME, dirfd, name, RENAME_EXCHANGE) < 0)
+		err = -errno;
+	return err ? err : dir_sync(dirfd);
+}
+
+int spare_replace(struct store *store, int dirfd, const char *name, const void *data, size_t len)
+{
+	pthread_mutex_lock(&store->spare_lock);
+	auto_close int fd = openat(store->store_fd, NAME, O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
+	int err = fd < 0 ? -ENOSPC : replace(store, fd, dirfd, name, data, len);
+	spare_make(store);
+	pthread_mutex_unlock(&store->spare_lock);
+	return err;
+}
