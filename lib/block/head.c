@@ -184,10 +184,19 @@ int head_new(const struct head_kind *kind, int dirfd, const char *name, const ch
 	return err;
 }
 
+/* Refcounts that lag do no harm to who knows better: they can wait for space, as long as the table that they are to be in needn't move. */
+static bool can_wait(const struct head *head, int err)
+{
+	uint64_t room = ((uint64_t)head->header.reftable_clusters << head->space.cluster_bits) / sizeof(be64);
+	return (err == -ENOSPC || err == -EDQUOT) && head->space.nr_refblocks <= room;
+}
+
 /* Left dirty by a crash: the walk has found what is in use, so the refcounts can be put right. */
 static int repair(struct head *head, struct reason *why)
 {
 	int err = write_refcounts(head);
+	if (err && can_wait(head, err))
+		return 0;
 	return err ? reason_set(why, err, "%s: repairing it after a crash: %s", head->path, strerror(-err)) : 0;
 }
 
@@ -323,8 +332,11 @@ int head_close(struct head *head)
 	if (!head)
 		return 0;
 	int err = head_flush(head);
+	bool flushed = !err;
 	if (!err && head->kind->finish)
 		err = head->kind->finish(head);
+	if (err && flushed && can_wait(head, err))
+		err = 0; /* all that was written is stable; the next opening puts the rest right */
 	head_free(head);
 	return err;
 }

@@ -21,7 +21,8 @@
  *
  * The steps of a write, for a span of clusters at a time
  *  W1  dirty bit set and stable, before the first allocation (I4)
- *  W2  host clusters allocated, in memory
+ *  W2  host clusters allocated, in memory; space for the table pages that will name them, in the file: a full filesystem is told to who
+ *      writes, not to who flushes what was acknowledged
  *  W3  data written; partly covered subclusters filled up from beneath
  *  W4  L2 entries changed, in memory
  * The steps of a preallocation, for a span of clusters that had none, or lack space
@@ -73,6 +74,7 @@ struct l2_page {
 	bool loading;	   /* being read without the lock: wait on `changed` */
 	bool recent;	   /* used since it was last looked at for eviction */
 	bool dirty;
+	bool has_space; /* the file has space for it: a flush can't fail for want of it */
 	bool writing; /* in a flush's hands: must not be evicted and read again before it is on disk */
 	unsigned nr_users; /* pinned while non-zero */
 	struct l2_page *next; /* in its bucket */

@@ -140,6 +140,15 @@ void tables_wake_locked(struct head *head)
 		pthread_cond_broadcast(&head->changed);
 }
 
+/* Zeros may be a hole. */
+static bool is_written(const struct l2_page *page)
+{
+	for (unsigned i = 0; i < L2_PAGE_WORDS; i++)
+		if (page->words[i].raw)
+			return true;
+	return false;
+}
+
 /* Reads a page without the lock; others that want it wait. */
 static int load_page(struct head *head, uint64_t host_off, uint64_t l1_index, struct l2_page **ret)
 {
@@ -151,6 +160,7 @@ static int load_page(struct head *head, uint64_t host_off, uint64_t l1_index, st
 	int err = file_read_padded(head->fd, page->words, L2_PAGE_BYTES, host_off);
 	pthread_mutex_lock(&head->lock);
 	page->loading = false;
+	page->has_space = head->is_device || is_written(page);
 	tables_wake_locked(head);
 	if (err)
 		drop_page(head, page);
@@ -188,6 +198,14 @@ static int zero_cluster(const struct head *head, uint64_t host_off)
 	return zeros ? file_write(head->fd, zeros, cluster_size, host_off) : -ENOMEM;
 }
 
+/* 4 KiB of the file that will be written: a hole no longer, though it reads as one. Where the filesystem can't promise that, the flush has to see. */
+static int claim_space(const struct head *head, uint64_t host_off)
+{
+	if (head->is_device || fallocate(head->fd, FALLOC_FL_KEEP_SIZE, (off_t)(host_off & ~(uint64_t)(L2_PAGE_BYTES - 1)), L2_PAGE_BYTES) == 0)
+		return 0;
+	return errno == ENOSPC || errno == EDQUOT || errno == EFBIG || errno == EIO ? -errno : 0;
+}
+
 /* An empty L2 table: a hole at the file's end, or a cluster zeroed by hand (rare enough to do under the lock). */
 static int new_l2(struct head *head, uint64_t l1_index)
 {
@@ -196,6 +214,8 @@ static int new_l2(struct head *head, uint64_t l1_index)
 	int err = space_alloc(&head->space, &host_off, &fresh);
 	if (!err && !fresh)
 		err = zero_cluster(head, host_off);
+	if (!err && (err = claim_space(head, head->header.l1_offset + l1_index * 8)))
+		space_release(&head->space, host_off);
 	if (err)
 		return err;
 	head->l1[l1_index] = be64_make(host_off | QCOW2_COPIED);
@@ -219,7 +239,14 @@ int tables_get_locked(struct head *head, uint64_t guest_off, bool create, struct
 	uint64_t l2_index = (guest_off >> geo->cluster_bits) & ((1ull << geo->l2_bits) - 1);
 	uint64_t byte = l2_offset_of(head, l1_index) + l2_index * qcow2_l2_words(geo) * 8;
 	*ret_word = (unsigned)(byte / 8 % L2_PAGE_WORDS);
-	return get_page(head, byte & ~(uint64_t)(L2_PAGE_BYTES - 1), l1_index, ret_page);
+	int err = get_page(head, byte & ~(uint64_t)(L2_PAGE_BYTES - 1), l1_index, ret_page);
+	if (!err && create && !(*ret_page)->has_space) {
+		err = claim_space(head, (*ret_page)->host_off);
+		(*ret_page)->has_space = !err;
+		if (err)
+			tables_put_locked(take_ptr(*ret_page));
+	}
+	return err;
 }
 
 void tables_put_locked(struct l2_page *page)
