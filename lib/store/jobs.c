@@ -15,6 +15,8 @@
 #include "store/vm_make.h"
 
 #define RETRY_S 30
+#define LOOK_S	1 /* between looks at whether there is space again */
+#define MORE_SPACE (1u << 20) /* that is worth an attempt: each takes what there is until it fails */
 #define BUSY_S	1
 
 struct jobs {
@@ -225,6 +227,24 @@ void jobs_let_others_first(struct store *store, const struct job *job)
 		usleep(1000);
 }
 
+/* --- waiting for space ------------------------------------------------------------------------------------------------------- */
+
+static bool means_full(int err)
+{
+	return err == -ENOSPC || err == -EDQUOT;
+}
+
+/* Of the store's filesystem and the pools': whichever was full, there is more of it then. */
+static uint64_t bytes_free(struct store *store)
+{
+	struct statvfs vfs;
+	uint64_t sum = store_statvfs(store, &vfs) == 0 ? (uint64_t)vfs.f_bavail * vfs.f_frsize : 0;
+	for (size_t i = 0; i < store->nr_pools; i++)
+		if (fstatvfs(store->pools[i].dirfd, &vfs) == 0)
+			sum += (uint64_t)vfs.f_bavail * vfs.f_frsize;
+	return sum;
+}
+
 /* --- the work ---------------------------------------------------------------------------------------------------------------- */
 
 /* One attempt, without the lock; afterwards the job is off the list, or waits. */
@@ -233,6 +253,7 @@ static void run(struct store *store, struct job *job)
 	struct jobs *jobs = store->jobs;
 	struct reason why = {0};
 	int err = job->kind->run(store, job, &why);
+	uint64_t found_free = means_full(err) ? bytes_free(store) + 1 : 0;
 	bool ended = !err || err == -ESTALE || err == -ECANCELED;
 	/* A clone that is being made holds an image for a moment, too: that is worth no event, and not the whole wait. */
 	bool soon = err == -EBUSY && !job->was_busy;
@@ -248,24 +269,41 @@ static void run(struct store *store, struct job *job)
 	} else if (!ended) {
 		job->err = err;
 		job->why = why;
+		job->found_free = found_free;
 		job->not_before = monotonic_now().tv_sec + RETRY_S;
 		pthread_cond_broadcast(&jobs->changed);
 	}
 	pthread_mutex_unlock(&jobs->lock);
 }
 
-/* The first job that may run; NULL: wait until *RET_UNTIL (0: for a change). */
-static struct job *next_locked(struct jobs *jobs, int64_t *ret_until)
+/* The first job that may run; NULL: wait until *RET_UNTIL (0: for a change). NR_FREE are the bytes that are free. */
+static struct job *next_locked(struct jobs *jobs, uint64_t nr_free, int64_t *ret_until)
 {
 	int64_t now = monotonic_now().tv_sec, until = 0;
 	for (struct job *job = jobs->list; job; job = job->next) {
-		if (job->not_before <= now)
+		if (job->not_before <= now || (job->found_free && nr_free >= job->found_free + MORE_SPACE))
 			return job;
-		if (!until || job->not_before < until)
-			until = job->not_before;
+		int64_t look = job->found_free && now + LOOK_S < job->not_before ? now + LOOK_S : job->not_before;
+		if (!until || look < until)
+			until = look;
 	}
 	*ret_until = until;
 	return NULL;
+}
+
+/* The bytes that are free, where a job waits for some. Drops the lock. */
+static uint64_t look_locked(struct store *store)
+{
+	struct jobs *jobs = store->jobs;
+	const struct job *job = jobs->list;
+	while (job && !job->found_free)
+		job = job->next;
+	if (!job)
+		return 0;
+	pthread_mutex_unlock(&jobs->lock);
+	uint64_t nr_free = bytes_free(store);
+	pthread_mutex_lock(&jobs->lock);
+	return nr_free;
 }
 
 static void *worker(void *arg)
@@ -275,15 +313,19 @@ static void *worker(void *arg)
 	pthread_mutex_lock(&jobs->lock);
 	while (!jobs->stop) {
 		int64_t until = 0;
-		struct job *job = next_locked(jobs, &until);
+		uint64_t nr_free = look_locked(store);
+		struct job *job = jobs->stop ? NULL : next_locked(jobs, nr_free, &until);
 		if (job) {
 			job->running = true;
 			job->again = false;
 			job->err = 0;
+			job->found_free = 0;
 			job->begun = monotonic_now();
 			pthread_mutex_unlock(&jobs->lock);
 			run(store, job);
 			pthread_mutex_lock(&jobs->lock);
+		} else if (jobs->stop) {
+			break;
 		} else if (until) {
 			struct timespec ts = {.tv_sec = until};
 			pthread_cond_timedwait(&jobs->changed, &jobs->lock, &ts);

@@ -60,6 +60,7 @@ struct job {
 	int err; /* of the last attempt; 0: none failed */
 	struct reason why;
 	int64_t not_before; /* monotonic seconds */
+	uint64_t found_free; /* there was no space, with so many bytes free: more of them, and it runs at once; 0: it isn't that */
 	struct timespec begun;
 };
 
