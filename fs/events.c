@@ -119,8 +119,10 @@ static void append_to_log_locked(struct events *events, const char *line, size_t
 		close(events->log_fd);
 		events->log_fd = open_log(events->log_dirfd);
 	}
-	/* A log that can't be written must not stop the work it tells of. */
-	if (events->log_fd >= 0 && write(events->log_fd, line, len) < 0)
+	/* A log that can't be written must not stop the work it tells of. On a full filesystem there may be room for a part of a line, to which the
+	 * next one would be added. */
+	ssize_t n = events->log_fd >= 0 ? write(events->log_fd, line, len) : -1;
+	if (n > 0 && (size_t)n < len && fstat(events->log_fd, &st) == 0 && ftruncate(events->log_fd, st.st_size - n) < 0)
 		return;
 }
 
@@ -200,7 +202,13 @@ static void load_old_lines_locked(struct events *events, int fd)
 	size_t len = st.st_size < (off_t)OLD_LINES_BYTES ? (size_t)st.st_size : OLD_LINES_BYTES;
 	auto_free char *old = malloc(len);
 	ssize_t got = old ? file_read(fd, old, len, (uint64_t)st.st_size - len) : 0;
-	if (got <= 0 || old[got - 1] != '\n')
+	const char *last = got > 0 ? memrchr(old, '\n', (size_t)got) : NULL;
+	if (!last)
+		return;
+	/* Whoever wrote the last line died in it, or had no space. */
+	ssize_t torn = old + got - (last + 1);
+	got -= torn;
+	if (torn && ftruncate(fd, st.st_size - torn) < 0)
 		return;
 	const char *start = old;
 	if ((off_t)len < st.st_size)

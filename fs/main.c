@@ -18,6 +18,12 @@
 #include "fs/watch.h"
 #include "meta/xml.h"
 
+/* A limit to the size of files is an error of the write, not an end. */
+static void refuse_signals(void)
+{
+	signal(SIGXFSZ, SIG_IGN);
+}
+
 /* Every layer of an open chain is a descriptor. */
 static void raise_file_limit(void)
 {
@@ -151,6 +157,7 @@ static int run(struct options *options)
 	if (err)
 		return err;
 	raise_file_limit();
+	refuse_signals();
 	umask(0); /* the modes of new files are those that were asked for, less the caller's umask, which the kernel has taken off */
 	xml_init();
 	err = fs_init(&fs, options);
