@@ -1,0 +1,226 @@
+#!/usr/bin/env bash
+# The store's filesystem fills up in the midst of everything, and gets space again: who writes is told ENOSPC, what was acknowledged is there,
+# reads go on, what gives space back can be done with none left, jobs go on by themselves, and nothing needs a remount.       limit: 420 nightly: 3600
+# shellcheck source=tests/lib.sh
+. "$(dirname "$0")/../lib.sh"
+need_root
+need qemu-img qemu-io python3 mkfs.ext4 mkfs.xfs mkfs.btrfs
+
+echo "seed $SEED"
+rng_seed "$SEED"
+writer=$TESTS/tools/fullwriter
+clones=mnt/clones
+full=$PWD/full
+rounds=${NIGHTLY:+10}
+rounds=${rounds:-1}
+sizes=(32 24 8) # MiB: of the disk, of what it holds, of the space that there is for a while
+[ -z "${NIGHTLY:-}" ] || sizes=(256 192 64)
+
+filesystem() { # TYPE [OPTION...]
+	local type=$1 size=$((300 + 6 * sizes[0]))
+	shift
+	rm -f disk.img
+	truncate -s ${size}M disk.img
+	case $type in
+	ext4) mkfs.ext4 -q -m 0 "$@" disk.img ;;
+	xfs) mkfs.xfs -q -m reflink=1 disk.img ;;
+	btrfs) mkfs.btrfs -q -m single disk.img ;;
+	esac
+	mkdir -p full
+	mount -o loop disk.img full || skip "no loop device"
+}
+
+# Takes all space but MIB, the last block too when it is 0.
+fill() { # MIB
+	local free
+	sync -f full
+	free=$(($(stat -f -c '%a*%S' full) - ($1 << 20)))
+	[ $free -le 0 ] || fallocate -l $free "full/ballast.$1" 2>/dev/null || true
+	[ "$1" != 0 ] || for _ in 1 2 3; do
+		(cat /dev/zero >full/ballast.$RANDOM) 2>/dev/null || true
+		sync -f full
+	done
+}
+
+room() {
+	rm -f full/ballast.*
+	sync -f full
+}
+
+# Writes until there is no space; what it was told is in the model.
+write_disk() { # HOW VM [WORD]
+	rnd 1000000
+	"$writer" "$1" "$clones/$2/disks/vda.img" "$2.model" "$REPLY" "${nr_writes:-4000}" >word || fail "$2: $(cat word)"
+	[ "${3:-full}" = any ] || equal "${3:-full}" "$(cat word)" "$1 writes to $2"
+}
+
+right() { # VM...
+	local vm
+	for vm; do "$writer" check "$clones/$vm/disks/vda.img" "$vm.model" || fail "$vm holds something else"; done
+}
+
+# Everything that was there can be read, and is what it was.
+all_right() {
+	right g h
+	same want.img mnt/vms/box/snapshots/base/disks/vda.img
+	same first.img $clones/g/snapshots/first/disks/vda.img
+	same second.img $clones/g/snapshots/second/disks/vda.img
+}
+
+make_source() { # DIR
+	mkdir -p "$1"
+	img create -f qcow2 "$1/base.qcow2" "${sizes[0]}M"
+	io "$1/base.qcow2" qcow2 "write -P 7 0 ${sizes[1]}M"
+	img create -f qcow2 -b base.qcow2 -F qcow2 "$1/box.qcow2"
+	oracle "$1/base.qcow2" qcow2 want.img
+	fingerprint "$1" >before
+}
+
+make_vms() {
+	local vm
+	for vm in g h spare1 spare2; do mkdir "$clones/box@base/$vm"; done
+	for vm in g h; do cp want.img $vm.model; done
+	nr_writes=40 write_disk buffered g all
+	mkdir $clones/g/snapshots/first
+	cp $clones/g/disks/vda.img first.img
+	nr_writes=40 write_disk direct g all
+	mkdir $clones/g/snapshots/second
+	cp $clones/g/disks/vda.img second.img
+	mkdir $clones/g/snapshots/third
+	nr_writes=40 write_disk mmap g all
+	dd if=want.img of=$clones/spare1/disks/vda.img bs=1M seek=2 count=2 conv=notrunc,fsync status=none
+}
+
+# Work that makes files is refused wholly; what is there goes on being read.
+refuse_all() {
+	local entries
+	entries=$(ls $clones)
+	refused ENOSPC mkdir $clones/g/snapshots/new
+	refused ENOSPC mkdir $clones/box@base/new
+	refused ENOSPC mkdir $clones/g@first/new
+	refused ENOSPC mkdir $clones/new
+	refused ENOSPC cp want.img $clones/h/disks/vdb.img
+	refused ENOSPC bash -c "echo base new mode=full >mnt/vms/box/actions/clone"
+	refused ENOSPC bash -c "echo base new mode=full format=raw >mnt/vms/box/actions/clone"
+	refused ENOSPC bash -c "echo first >$clones/g/actions/preview"
+	equal "$entries" "$(ls $clones)" "clones"
+	lists $clones/g/snapshots first second third
+	lists $clones/h/disks vda.img
+}
+
+# What gives space back is possible without any, and so is what takes none.
+give_back() {
+	sed 's/made by a test/changed/' $clones/h/domain.xml >domain.xml
+	cp domain.xml $clones/h/domain.xml || refused ENOSPC cp domain.xml $clones/h/domain.xml
+	xmllint --noout $clones/h/domain.xml || fail "domain.xml is torn"
+	rmdir $clones/g/snapshots/third || fail "a snapshot can't be deleted on a full disk"
+	lists $clones/g/snapshots first second
+	rmdir $clones/spare1 || fail "a clone can't be removed on a full disk"
+	rm $clones/spare2/disks/vda.img || fail "a disk can't be removed on a full disk"
+	rmdir $clones/spare2 || fail "a clone can't be removed on a full disk"
+}
+
+end_of_jobs() {
+	wait_until 60 jobs_done mnt || fail "jobs don't end: $(cat mnt/jobs/*)"
+}
+
+# It is mounted at $source, with a store in full/.
+story() { # OPTION...
+	local how vm layer whole
+	mount_at "$source" mnt "$@"
+	make_vms
+	end_of_jobs
+	for how in buffered direct sync mmap; do
+		mkdir $clones/box@base/$how
+		cp want.img $how.model
+		fill "${sizes[2]}"
+		write_disk $how $how
+		right $how
+		all_right
+		say "$how"
+		fill 0
+		write_disk $how h
+		all_right
+		room
+		for vm in $how h; do
+			nr_writes=20 write_disk $how "$vm" all
+			right "$vm"
+		done
+		rmdir $clones/$how
+	done
+
+	say "no space at all"
+	fill 0
+	refuse_all
+	all_right
+	give_back
+	fill 0
+	all_right
+	say "killed, and mounted again without any"
+	kill_daemon mnt
+	mount_at "$source" mnt "$@"
+	all_right
+	room
+	nr_writes=20 write_disk buffered g all
+
+	say "jobs that don't fit"
+	fill "${sizes[2]}"
+	whole=(whole)
+	echo "base whole mode=full" >mnt/vms/box/actions/clone
+	# The first may have taken all of it before the second is made.
+	if bash -c 'echo "base whole-raw mode=full format=raw" >mnt/vms/box/actions/clone' 2>refused; then
+		whole+=(whole-raw)
+	else
+		grep -q "No space left" refused || fail "$(cat refused)"
+	fi
+	echo all >$clones/h/actions/flatten
+	[ $shares = yes ] || wait_until 60 grep -q "state: failed.*No space" mnt/jobs/* || fail "no job tells of it: $(cat mnt/jobs/*)"
+	all_right
+	nr_writes=20 write_disk buffered g any
+	for vm in "${whole[@]}"; do same want.img "$clones/$vm/disks/vda.img"; done
+	rmdir $clones/g/snapshots/first # a merge that has to wait
+	room
+	if [ ${#whole[@]} = 1 ]; then
+		echo "base whole-raw mode=full format=raw" >mnt/vms/box/actions/clone
+		whole+=(whole-raw)
+	fi
+	end_of_jobs
+	right g h
+	same second.img $clones/g/snapshots/second/disks/vda.img
+	for vm in "${whole[@]}"; do same want.img "$clones/$vm/disks/vda.img"; done
+	nr_writes=20 write_disk direct h all
+	mkdir $clones/g/snapshots/after
+	rmdir $clones/g/snapshots/after
+	end_of_jobs
+	unmount mnt
+
+	say "as it lies there"
+	for layer in "$store"/layers/*.qcow2; do check_image "$layer"; done
+	mount_at "$source" mnt "$@"
+	grep -q "No space left" mnt/events || fail "the events don't tell of it"
+	right g h
+	same second.img $clones/g/snapshots/second/disks/vda.img
+	for vm in "${whole[@]}"; do same want.img "$clones/$vm/disks/vda.img"; done
+	rmdir $clones/g/snapshots/second
+	for vm in "$clones"/*; do rm -r "$vm"; done
+	end_of_jobs
+	unmount mnt
+	equal 0 "$(find "$store/layers" "$store/vms" -type f | wc -l)" "files of nobody left in the store"
+	same before <(fingerprint "$source") "the sources"
+	umount full
+}
+
+for ((round = 0; round < rounds; round++)); do
+	say "ext4, the store on it"
+	source=$PWD/src store=$full/store shares=no
+	make_source "$source"
+	filesystem ext4
+	story -o store="$store"
+	rm -r "$source"
+
+	say "XFS, all on it"
+	filesystem xfs
+	source=$full/src store=$full/src/.vmsnapfs shares=yes
+	make_source "$source"
+	story
+done
