@@ -312,11 +312,23 @@ static int remove_durably(struct store *store, const struct vm *now, struct reas
 	return 0;
 }
 
+/* Begins a change of a VM of which no disk is open; one may be open nevertheless. */
+static int begin_unused(struct store *store, const struct vm *vm, struct entry **ret_entry, struct vm **ret_now, struct reason *why)
+{
+	for (int ms = 0;; ms++) {
+		int err = managed_begin(store, vm, ret_entry, ret_now, why);
+		if (err || ms >= MANAGED_CLOSING_MS || !heads_in_use(store, *ret_entry))
+			return err;
+		managed_end(*ret_entry, *ret_now);
+		usleep(1000);
+	}
+}
+
 int store_remove(struct store *store, struct vm *vm, struct reason *why)
 {
 	struct entry *entry = NULL;
 	struct vm *now = NULL;
-	int err = managed_begin(store, vm, &entry, &now, why);
+	int err = begin_unused(store, vm, &entry, &now, why);
 	if (err)
 		return err;
 	if (now->saved)

@@ -8,6 +8,9 @@
 struct entry;
 struct store;
 
+/* A file is closed for us a moment after close(2) has returned, longer on a busy host: so long who finds a disk open waits before it says so. */
+#define MANAGED_CLOSING_MS 500
+
 /* -EROFS, with the reason, unless VM is a managed one in a store that can be written. */
 int managed_check(struct store *store, const struct vm *vm, struct reason *why);
 

@@ -373,7 +373,7 @@ static int begin_closed(struct store *store, const struct vm *vm, struct entry *
 			break;
 		bool in_use = heads_in_use(store, entry);
 		managed_end(*ret_entry, *ret_now);
-		if (in_use || ms >= WAIT_MS) {
+		if (ms >= (in_use ? MANAGED_CLOSING_MS : WAIT_MS)) {
 			err = reason_set(why, -EBUSY, "%s: a disk is open; shut the VM down, or close the program that has it open", vm->name);
 			break;
 		}
