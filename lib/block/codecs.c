@@ -98,7 +98,8 @@ static void codec_put(struct codecs *codecs, struct codec *codec)
 }
 
 /* Raw deflate, window of 4 KiB, as the format has it. libdeflate is twice as fast, and knows whole streams alone; what it refuses zlib decides, as
- * QEMU does: the stream may end early where the last sector is shared, or go on behind the cluster. */
+ * QEMU does: the stream may end early where the last sector is shared, or go on behind the cluster. (Of damaged streams it takes some that zlib refuses:
+ * unused symbols, incomplete codes. There is no checksum in them anyway.) */
 static int read_zlib(struct codec *codec, size_t in_len, void *out, size_t out_len)
 {
 	z_stream *z = &codec->zlib;
@@ -121,37 +122,25 @@ static int read_zlib(struct codec *codec, size_t in_len, void *out, size_t out_l
 	return (ret == Z_STREAM_END || ret == Z_BUF_ERROR || ret == Z_OK) && z->avail_out == 0 ? 0 : -EUCLEAN;
 }
 
-/* Whatever it is that makes a cluster's worth of bytes: several frames, one that goes on. Not with the kept context: the
- * stream says how much memory this takes. */
-static int read_zstd_stream(struct codec *codec, size_t in_len, void *out, size_t out_len)
-{
-	ZSTD_DStream *z = ZSTD_createDStream();
-	if (!z)
-		return -ENOMEM;
-	ZSTD_inBuffer src = {codec->in, in_len, 0};
-	ZSTD_outBuffer dst = {out, out_len, 0};
-	size_t ret = 0;
-	while (dst.pos < dst.size && src.pos < src.size) {
-		size_t in_before = src.pos, out_before = dst.pos;
-		ret = ZSTD_decompressStream(z, &dst, &src);
-		if (ZSTD_isError(ret) || (src.pos == in_before && dst.pos == out_before))
-			break;
-	}
-	ZSTD_freeDStream(z);
-	return !ZSTD_isError(ret) && dst.pos == dst.size ? 0 : -EUCLEAN;
-}
-
-/* One frame for the cluster is what everybody writes: at once, without a window of its own. */
+/* One frame for the cluster is what everybody writes; several, or empty ones in between, are read as well. Each at once, without a window of its own, which
+ * could take as much memory as the stream says; none may go on behind the cluster, as QEMU has it. */
 static int read_zstd(struct codec *codec, size_t in_len, void *out, size_t out_len)
 {
 	if (!codec->zstd)
 		codec->zstd = ZSTD_createDCtx();
 	if (!codec->zstd)
 		return -ENOMEM;
-	size_t frame_len = ZSTD_findFrameCompressedSize(codec->in, in_len);
-	if (!ZSTD_isError(frame_len) && ZSTD_decompressDCtx(codec->zstd, out, out_len, codec->in, frame_len) == out_len)
-		return 0;
-	return read_zstd_stream(codec, in_len, out, out_len);
+	for (size_t in = 0, done = 0; done < out_len;) {
+		size_t frame_len = ZSTD_findFrameCompressedSize((char *)codec->in + in, in_len - in);
+		size_t n = ZSTD_isError(frame_len)
+			       ? frame_len
+			       : ZSTD_decompressDCtx(codec->zstd, (char *)out + done, out_len - done, (char *)codec->in + in, frame_len);
+		if (ZSTD_isError(n))
+			return -EUCLEAN;
+		in += frame_len;
+		done += n;
+	}
+	return 0;
 }
 
 static int load_input(struct codec *codec, const struct compressed_cluster *cluster, size_t *ret_len)
