@@ -142,7 +142,7 @@ static int load_qcow2(struct image *image, struct reason *why)
 	if (err)
 		return reason_prefix(why, err, "%s: ", image->path);
 	const struct qcow2_header *h = &image->header;
-	image->virtual_size = h->virtual_size & ~511ull;
+	image->virtual_size = h->virtual_size;
 	if (image->declared == IMAGE_PROBE && (h->backing_name || h->data_file))
 		return reason_set(why, -EACCES,
 				  "%s looks like qcow2 and names a further file, but nothing says that it is qcow2: a guest could have written that. "

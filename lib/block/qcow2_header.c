@@ -39,7 +39,7 @@ void qcow2_header_done(struct qcow2_header *header)
 static void parse_fields(const struct qcow2_header_disk *disk, struct qcow2_header *h)
 {
 	h->version = be32_get(disk->version);
-	h->virtual_size = be64_get(disk->virtual_size);
+	h->virtual_size = be64_get(disk->virtual_size) & ~(uint64_t)(QCOW2_SECTOR - 1); /* whole sectors, as QEMU has it */
 	h->l1_offset = be64_get(disk->l1_table_offset);
 	h->l1_size = be32_get(disk->l1_size);
 	h->reftable_offset = be64_get(disk->refcount_table_offset);
@@ -230,22 +230,39 @@ void qcow2_snapshots_free(struct image_snapshot *snapshots, uint32_t nr)
 	free(snapshots);
 }
 
-/* A cursor over the file: the table has no length of its own. */
+/* A cursor over the file, which is read a piece at a time: the table has no length of its own, and tens of thousands of rows. */
 struct cursor {
 	int fd;
 	uint64_t off, end;
+	uint64_t piece_off; /* of what PIECE holds */
+	size_t piece_len;
+	char piece[4096];
 };
+
+static int cursor_load(struct cursor *c)
+{
+	ssize_t n = file_read(c->fd, c->piece, sizeof c->piece, c->off);
+	c->piece_off = c->off;
+	c->piece_len = n > 0 ? (size_t)n : 0;
+	return n > 0 ? 0 : n < 0 ? (int)n : -EUCLEAN;
+}
 
 static int cursor_read(struct cursor *c, void *buf, size_t len)
 {
 	if (len > c->end - c->off)
 		return -EUCLEAN;
-	ssize_t n = file_read(c->fd, buf, len, c->off);
-	if (n < 0)
-		return (int)n;
-	if ((size_t)n < len)
-		return -EUCLEAN;
-	c->off += len;
+	for (char *to = buf; len;) {
+		if (c->off < c->piece_off || c->off >= c->piece_off + c->piece_len) {
+			int err = cursor_load(c);
+			if (err)
+				return err;
+		}
+		size_t at = (size_t)(c->off - c->piece_off), n = c->piece_len - at < len ? c->piece_len - at : len;
+		memcpy(to, c->piece + at, n);
+		to += n;
+		len -= n;
+		c->off += n;
+	}
 	return 0;
 }
 
