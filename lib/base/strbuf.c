@@ -48,8 +48,26 @@ void strbuf_add_xml(struct strbuf *b, const char *text)
 		case '>': strbuf_add(b, "&gt;", 4); break;
 		case '"': strbuf_add(b, "&quot;", 6); break;
 		case '\'': strbuf_add(b, "&apos;", 6); break;
+		case '\r': strbuf_add(b, "&#13;", 5); break;
 		default: strbuf_add(b, p, 1);
 		}
+	}
+}
+
+void strbuf_add_xml_exact(struct strbuf *b, const char *text)
+{
+	for (const char *p = text; *p;) {
+		size_t plain = strcspn(p, "&<>\"'\r\n\t");
+		strbuf_add(b, p, plain);
+		p += plain;
+		switch (*p) {
+		case '\0': continue;
+		case '&': strbuf_addf(b, "&amp;"); break;
+		case '<': strbuf_addf(b, "&lt;"); break;
+		case '>': strbuf_addf(b, "&gt;"); break;
+		default: strbuf_addf(b, "&#%d;", *p);
+		}
+		p++;
 	}
 }
 

@@ -15,8 +15,12 @@ struct strbuf {
 void strbuf_add(struct strbuf *b, const char *text, size_t len);
 void strbuf_addf(struct strbuf *b, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
-/* Adds TEXT with & < > ' " written as XML entities. */
+/* Adds TEXT, the content of an element, with & < > ' " written as XML entities. */
 void strbuf_add_xml(struct strbuf *b, const char *text);
+
+/* The same for text that must come back byte for byte, from an attribute too: a parser would turn CR, and in attributes TAB and LF, into something
+ * else. */
+void strbuf_add_xml_exact(struct strbuf *b, const char *text);
 
 void strbuf_done(struct strbuf *b);
 

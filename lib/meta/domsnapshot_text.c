@@ -119,7 +119,7 @@ static int add_memory(struct strbuf *out, const struct domsnapshot_spec *spec)
 	if (err)
 		return err;
 	strbuf_addf(out, "  <memory snapshot=\"external\" file=\"");
-	strbuf_add_xml(out, spec->memory_file);
+	strbuf_add_xml_exact(out, spec->memory_file);
 	strbuf_addf(out, "\"/>\n");
 	return 0;
 }
@@ -132,14 +132,14 @@ static int add_disk(struct strbuf *out, const struct domsnapshot_disk *disk)
 	if (err)
 		return err;
 	strbuf_addf(out, "    <disk name=\"");
-	strbuf_add_xml(out, disk->name);
+	strbuf_add_xml_exact(out, disk->name);
 	strbuf_addf(out, "\" snapshot=\"%s\"", location_word(disk->location));
 	if (disk->location != DOMSNAPSHOT_EXTERNAL || !disk->overlay) {
 		strbuf_addf(out, "/>\n");
 		return 0;
 	}
 	strbuf_addf(out, " type=\"file\">\n      <source file=\"");
-	strbuf_add_xml(out, disk->overlay);
+	strbuf_add_xml_exact(out, disk->overlay);
 	strbuf_addf(out, "\"/>\n    </disk>\n");
 	return 0;
 }

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "base/strbuf.h"
 
 static xmlParserInputPtr load_nothing(const char *url, const char *id, xmlParserCtxtPtr ctxt)
 {
@@ -135,14 +136,82 @@ static xmlNodePtr copy_alone(xmlDocPtr doc, xmlNodePtr node)
 	return copy;
 }
 
+/* libxml2 prints a namespace's name as it is in memory: markup and all, but for '&', which the parser has left as a reference. */
+#define AMPERSAND "&#38;"
+
+static bool ns_is_plain(xmlNsPtr ns)
+{
+	return !ns->href || !strpbrk((const char *)ns->href, "<>\"'\r\n\t");
+}
+
+static int escape_name(const char *name, char **ret)
+{
+	struct strbuf b = {0};
+	for (const char *p = name; p;) {
+		const char *reference = strstr(p, AMPERSAND);
+		auto_free char *piece = strndup(p, reference ? (size_t)(reference - p) : strlen(p));
+		b.failed |= !piece;
+		if (piece)
+			strbuf_add_xml_exact(&b, piece);
+		if (reference)
+			strbuf_add(&b, AMPERSAND, strlen(AMPERSAND));
+		p = reference ? reference + strlen(AMPERSAND) : NULL;
+	}
+	return strbuf_take(&b, ret, NULL);
+}
+
+static int escape_ns(xmlNsPtr ns)
+{
+	auto_free char *text = NULL;
+	int err = escape_name((const char *)ns->href, &text);
+	xmlChar *escaped = err ? NULL : xmlStrdup(BAD_CAST text);
+	if (!escaped)
+		return -ENOMEM;
+	xmlFree((xmlChar *)(uintptr_t)ns->href);
+	ns->href = escaped;
+	return 0;
+}
+
+/* The node that follows in the text, of those below TOP. */
+static xmlNodePtr next_below(xmlNodePtr node, xmlNodePtr top)
+{
+	if (node->type == XML_ELEMENT_NODE && node->children)
+		return node->children;
+	while (node != top && !node->next)
+		node = node->parent;
+	return node == top ? NULL : node->next;
+}
+
+static bool namespaces_are_plain(xmlNodePtr top)
+{
+	bool plain = true;
+	for (xmlNodePtr node = top; node && plain; node = next_below(node, top))
+		for (xmlNsPtr ns = node->type == XML_ELEMENT_NODE ? node->nsDef : NULL; ns && plain; ns = ns->next)
+			plain = ns_is_plain(ns);
+	return plain;
+}
+
+/* TOP is only good for being printed then. */
+static int escape_namespaces(xmlNodePtr top)
+{
+	int err = 0;
+	for (xmlNodePtr node = top; node && !err; node = next_below(node, top))
+		for (xmlNsPtr ns = node->type == XML_ELEMENT_NODE ? node->nsDef : NULL; ns && !err; ns = ns->next)
+			err = ns_is_plain(ns) ? 0 : escape_ns(ns);
+	return err;
+}
+
 int xml_print(xmlDocPtr doc, xmlNodePtr node, char **ret_text)
 {
-	if (node->type != XML_ELEMENT_NODE || node == xmlDocGetRootElement(doc))
+	bool is_alone = node->type != XML_ELEMENT_NODE || node == xmlDocGetRootElement(doc);
+	if (is_alone && namespaces_are_plain(node))
 		return print_node(doc, node, ret_text);
 	xmlNodePtr copy = copy_alone(doc, node);
 	if (!copy)
 		return -ENOMEM;
-	int err = print_node(doc, copy, ret_text);
+	int err = escape_namespaces(copy);
+	if (!err)
+		err = print_node(doc, copy, ret_text);
 	xmlFreeNode(copy);
 	return err;
 }

@@ -38,30 +38,12 @@ char *manifest_target_of(const char *file_name)
 
 /* --- saving --------------------------------------------------------------------------------------------------------- */
 
-/* Text that comes back byte for byte: a parser would turn CR, and in attributes TAB and LF, into something else. */
-static void add_exact(struct strbuf *b, const char *text)
-{
-	for (const char *p = text; *p;) {
-		size_t plain = strcspn(p, "&<>\"'\r\n\t");
-		strbuf_add(b, p, plain);
-		p += plain;
-		switch (*p) {
-		case '\0': continue;
-		case '&': strbuf_addf(b, "&amp;"); break;
-		case '<': strbuf_addf(b, "&lt;"); break;
-		case '>': strbuf_addf(b, "&gt;"); break;
-		default: strbuf_addf(b, "&#%d;", *p);
-		}
-		p++;
-	}
-}
-
 static void add_attr(struct strbuf *b, const char *name, const char *value)
 {
 	if (!value)
 		return;
 	strbuf_addf(b, " %s='", name);
-	add_exact(b, value);
+	strbuf_add_xml_exact(b, value);
 	strbuf_addf(b, "'");
 }
 
@@ -70,7 +52,7 @@ static void add_element(struct strbuf *b, const char *indent, const char *name, 
 	if (!text)
 		return;
 	strbuf_addf(b, "%s<%s>", indent, name);
-	add_exact(b, text);
+	strbuf_add_xml_exact(b, text);
 	strbuf_addf(b, "</%s>\n", name);
 }
 

@@ -302,6 +302,13 @@ static void test_render_little(void)
 	CHECK(schema_accepts(schema, text));
 	CHECK_XPATH(text, "/domainsnapshot/memory[@snapshot='external']/@file", "/a <b>");
 	free(text);
+	spec.memory_file = "/a\n\tb\r";
+	struct domsnapshot s;
+	CHECK_INT(domsnapshot_render(&spec, &text), 0);
+	parse(text, &s);
+	CHECK_STR(s.memory_file, "/a\n\tb\r");
+	domsnapshot_done(&s);
+	free(text);
 	spec.memory_file = NULL;
 	spec.domain_text = "</domainsnapshot><evil/>";
 	CHECK_INT(domsnapshot_render(&spec, &text), -EINVAL);

@@ -106,6 +106,24 @@ static void test_print_part(void)
 	xmlFreeDoc(doc);
 }
 
+/* The name of a namespace may have markup in it. */
+static void test_print_namespaces(void)
+{
+	static const char text[] = "<a xmlns:q=\"u?a&#38;b&lt;&#34;\"><b xmlns=\"c&#38;d&#10;\"><q:c/></b></a>";
+	xmlDocPtr doc = NULL;
+	char *printed = NULL;
+	CHECK_INT(xml_parse(text, sizeof text - 1, &doc, NULL), 0);
+	for (unsigned i = 0; i < 2; i++) {
+		CHECK_INT(xml_print(doc, xmlDocGetRootElement(doc), &printed), 0);
+		CHECK_STR(printed, text);
+		free(printed);
+	}
+	CHECK_INT(xml_print(doc, xmlFirstElementChild(xmlDocGetRootElement(doc)), &printed), 0);
+	CHECK_STR(printed, "<b xmlns=\"c&#38;d&#10;\" xmlns:q=\"u?a&#38;b&lt;&#34;\"><q:c/></b>");
+	free(printed);
+	xmlFreeDoc(doc);
+}
+
 static void test_latin1(void)
 {
 	static const char text[] = "<?xml version=\"1.0\" encoding=\"ISO-8859-1\"?><a b=\"\xe4\">\xfc</a>";
@@ -228,6 +246,7 @@ int main(void)
 	test_limits();
 	test_print();
 	test_print_part();
+	test_print_namespaces();
 	test_latin1();
 	test_looking();
 	test_edits();
