@@ -35,6 +35,7 @@ UNIT_SRC := $(sort $(wildcard tests/unit/*.c))
 FAULT_SRC := $(sort $(wildcard tests/fault/*.c))
 FAULT_COMMON_SRC := $(sort $(wildcard tests/fault/common/*.c))
 FUZZ_SRC := $(sort $(wildcard tests/fuzz/*.c))
+FUZZ_COMMON_SRC := $(sort $(wildcard tests/fuzz/common/*.c))
 LIB_OBJ := $(LIB_SRC:%.c=$(BUILD)/%.o)
 FS_OBJ := $(FS_SRC:%.c=$(BUILD)/%.o)
 LIB := $(BUILD)/libvmsnapfs.a
@@ -44,6 +45,7 @@ UNITS := $(UNIT_SRC:tests/unit/%.c=$(BUILD)/unit/%)
 FAULTS := $(FAULT_SRC:tests/fault/%.c=$(BUILD)/fault/%)
 FAULT_COMMON := $(FAULT_COMMON_SRC:%.c=$(BUILD)/%.o)
 FUZZERS := $(FUZZ_SRC:tests/fuzz/%.c=build-fuzz/fuzz/%)
+FUZZ_COMMON := build-fuzz/libfuzz.a
 
 .PHONY: all lib tests bench fuzz fuzzers check clean install uninstall format
 all: $(BUILD)/vmsnapfs
@@ -87,9 +89,16 @@ $(BUILD)/fault/%: $(BUILD)/tests/fault/%.o $(FAULT_COMMON) $(LIB)
 fuzz:
 	$(MAKE) CC=clang BUILD=build-fuzz SAN=address,undefined CFLAGS='$(CFLAGS) -fsanitize=fuzzer-no-link -fno-sanitize-recover=undefined' fuzzers
 fuzzers: $(FUZZERS)
-build-fuzz/fuzz/%: build-fuzz/tests/fuzz/%.o $(LIB)
+# What the library reads, writes and opens: tests/fuzz/common/fuzz.h.
+FUZZ_WRAPS := pread64 pwrite64 openat64 open64 syscall
+# What is looked for are new ways through the library, not through its judges.
+build-fuzz/tests/fuzz/%.o: override CFLAGS := $(filter-out -fsanitize=fuzzer-no-link,$(CFLAGS))
+$(FUZZ_COMMON): $(FUZZ_COMMON_SRC:%.c=build-fuzz/%.o)
+	@rm -f $@
+	$(Q)$(AR) rcs $@ $^
+build-fuzz/fuzz/%: build-fuzz/tests/fuzz/%.o $(FUZZ_COMMON) $(LIB)
 	@mkdir -p $(@D)
-	$(Q)$(CC) $(ALL_LDFLAGS) -fsanitize=fuzzer -o $@ $< $(LIB) $(shell pkg-config --libs $(LIB_PKGS))
+	$(Q)$(CC) $(ALL_LDFLAGS) -fsanitize=fuzzer $(FUZZ_WRAPS:%=-Wl,--wrap=%) -o $@ $< $(FUZZ_COMMON) $(LIB) $(shell pkg-config --libs $(LIB_PKGS))
 
 check: all tests
 	scripts/test --no-setup
@@ -111,4 +120,4 @@ format:
 	clang-format -i lib/*/*.[ch] fs/*.[ch] tests/*/*.[ch]
 
 .SECONDARY:
--include $(LIB_OBJ:.o=.d) $(FS_OBJ:.o=.d) $(wildcard $(BUILD)/tests/*/*.d)
+-include $(LIB_OBJ:.o=.d) $(FS_OBJ:.o=.d) $(wildcard $(BUILD)/tests/*/*.d $(BUILD)/tests/*/*/*.d)
