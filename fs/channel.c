@@ -6,13 +6,16 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "base/mem.h"
 #include "fs/kernel.h"
 #include "fs/readahead.h"
+#include "fs/underway.h"
 
 /* The kernel's connection is one for the process, as is what it has agreed to. */
 static struct channel_features features;
 static const char *mounted_on;
 static _Thread_local int own_fd = -1;
+static _Thread_local struct underway *own_requests;
 static _Thread_local uint32_t offered, offered2; /* by the INIT that this thread is answering */
 static _Thread_local bool answering_init;
 
@@ -24,6 +27,12 @@ const struct channel_features *channel_features(void)
 void channel_use(int fd)
 {
 	own_fd = fd;
+	own_requests = underway_new(fd);
+}
+
+void channel_leave(void)
+{
+	underway_free(take_ptr(own_requests));
 }
 
 static void look_for_init(const void *buf, size_t len)
@@ -56,6 +65,11 @@ static void complete_init(struct kernel_init_out *out)
 static ssize_t reply(int fd, struct iovec *iov, int count, void *userdata)
 {
 	(void)userdata;
+	const struct fuse_out_header *header = iov[0].iov_base;
+	if (!underway_claim(own_requests, header->unique)) {
+		errno = ENOENT; /* as the kernel says of a request that is over */
+		return -1;
+	}
 	bool is_init = answering_init && count == 2 && iov[1].iov_len == sizeof(struct kernel_init_out);
 	if (is_init) {
 		answering_init = false;
@@ -95,13 +109,25 @@ int channel_clone(struct fuse_session *session)
 	return fd;
 }
 
+/* What the kernel has sent: its length, or 0 if nobody else needs to see it. */
+static ssize_t look_at(const char *buf, size_t len)
+{
+	const struct fuse_in_header *in = (const void *)buf;
+	const struct fuse_interrupt_in *interrupt = (const void *)(in + 1);
+	if (len >= sizeof *in + sizeof *interrupt && in->opcode == FUSE_INTERRUPT) {
+		underway_interrupt(interrupt->unique);
+		return 0;
+	}
+	look_for_init(buf, len);
+	underway_begin(own_requests, buf, len);
+	return (ssize_t)len;
+}
+
 ssize_t channel_receive(int fd, void *buf, size_t cap)
 {
 	ssize_t n = read(fd, buf, cap);
-	if (n > 0) {
-		look_for_init(buf, (size_t)n);
-		return n;
-	}
+	if (n > 0)
+		return look_at((const char *)buf, (size_t)n);
 	/* ENOENT: the request was interrupted before it was read. */
 	if (n < 0 && (errno == EAGAIN || errno == EINTR || errno == ENOENT))
 		return 0;

@@ -22,8 +22,9 @@ const struct channel_features *channel_features(void);
 /* A further descriptor on the session's connection; the caller closes it. A negative errno: there is only one, then. */
 int channel_clone(struct fuse_session *session);
 
-/* This thread reads and answers on FD from now on. */
+/* This thread reads and answers on FD from now on; until it leaves. */
 void channel_use(int fd);
+void channel_leave(void);
 
 /* Waits for a request. 0: try again; -ENODEV: unmounted. A cancellation point. */
 ssize_t channel_receive(int fd, void *buf, size_t cap);

@@ -6,26 +6,33 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/mem.h"
 #include "fs/channel.h"
 #include "fs/ops.h"
+#include "fs/underway.h"
 
 #define HEADER_ROOM 4096u /* what the protocol may put before the data of a WRITE */
+#define HELPERS_MAX 32u	  /* further threads, when all wait for a disk that doesn't answer */
+#define LOOK_S	    1
 
 struct worker {
 	struct loop *loop;
 	pthread_t thread;
 	int fd;
 	bool own_fd;
+	atomic_uint_fast64_t turns; /* begun and ended ones: odd while it serves a request */
+	uint64_t seen_turns;	    /* by the last look */
 	char *request, *reply;
 };
 
 struct loop {
 	struct fuse_session *session;
 	struct worker *workers;
-	unsigned nr_workers;
+	unsigned nr_workers, max_workers;
+	unsigned nr_running; /* of them */
 	int stop_fd; /* readable: all is over */
 	atomic_bool stop;
 	atomic_int err;
@@ -71,11 +78,14 @@ static void *work(void *arg)
 	while (!atomic_load(&loop->stop) && !fuse_session_exited(loop->session)) {
 		ssize_t n = receive(worker);
 		struct fuse_buf buf = {.mem = worker->request, .size = n > 0 ? (size_t)n : 0};
+		atomic_fetch_add(&worker->turns, n > 0);
 		if (n > 0)
 			fuse_session_process_buf(loop->session, &buf);
-		else if (n < 0)
+		atomic_fetch_add(&worker->turns, n > 0);
+		if (n < 0)
 			stop_all(loop, n == -ENODEV ? 0 : (int)n);
 	}
+	channel_leave();
 	if (!atomic_load(&loop->stop))
 		stop_all(loop, 0);
 	return NULL;
@@ -106,7 +116,8 @@ static void worker_done(struct worker *worker)
 static int loop_init(struct loop *loop, struct fuse_session *session, unsigned nr_workers)
 {
 	*loop = (struct loop){.session = session, .stop_fd = eventfd(0, EFD_CLOEXEC)};
-	loop->workers = calloc(nr_workers, sizeof *loop->workers);
+	loop->max_workers = nr_workers + HELPERS_MAX;
+	loop->workers = calloc(loop->max_workers, sizeof *loop->workers);
 	if (loop->stop_fd < 0 || !loop->workers)
 		return -ENOMEM;
 	int err = 0;
@@ -126,28 +137,68 @@ static void loop_done(struct loop *loop)
 		close(loop->stop_fd);
 }
 
+static int start_worker(struct loop *loop)
+{
+	struct worker *worker = &loop->workers[loop->nr_running];
+	int err = -pthread_create(&worker->thread, NULL, work, worker);
+	loop->nr_running += !err;
+	return err;
+}
+
+/* Whether each has served one and the same request since the last look. */
+static bool all_are_stuck(struct loop *loop)
+{
+	bool stuck = true;
+	for (unsigned i = 0; i < loop->nr_running; i++) {
+		struct worker *worker = &loop->workers[i];
+		uint64_t turns = atomic_load(&worker->turns);
+		stuck = stuck && turns % 2 && turns == worker->seen_turns;
+		worker->seen_turns = turns;
+	}
+	return stuck;
+}
+
+/* One more, so that what doesn't wait for that disk is served, and those who wait for it can be told that they needn't. */
+static void help(struct loop *loop)
+{
+	if (loop->nr_running == loop->nr_workers) {
+		struct worker *worker = &loop->workers[loop->nr_workers];
+		if (loop->nr_workers == loop->max_workers)
+			return;
+		if (worker_init(loop, worker) < 0) {
+			worker_done(worker);
+			return;
+		}
+		loop->nr_workers++;
+	}
+	start_worker(loop);
+}
+
 /* Until a worker has ended it all or a signal's handler has. SIGNALS are what is blocked meanwhile. */
 static void wait_for_end(struct loop *loop, const sigset_t *signals)
 {
+	const struct timespec look = {.tv_sec = LOOK_S};
 	struct pollfd fd = {.fd = loop->stop_fd, .events = POLLIN};
-	while (!fuse_session_exited(loop->session) && !atomic_load(&loop->stop))
-		ppoll(&fd, 1, NULL, signals);
+	while (!fuse_session_exited(loop->session) && !atomic_load(&loop->stop)) {
+		if (ppoll(&fd, 1, &look, signals) != 0)
+			continue;
+		underway_look_again();
+		if (all_are_stuck(loop))
+			help(loop);
+	}
 	if (!atomic_load(&loop->stop))
 		stop_all(loop, 0);
 }
 
 static int run_threads(struct loop *loop, const sigset_t *signals)
 {
-	unsigned nr = 0;
 	int err = 0;
-	while (nr < loop->nr_workers && !err) {
-		err = -pthread_create(&loop->workers[nr].thread, NULL, work, &loop->workers[nr]);
-		nr += !err;
-	}
-	if (!nr)
+	while (loop->nr_running < loop->nr_workers && !err)
+		err = start_worker(loop);
+	if (!loop->nr_running)
 		return err;
 	wait_for_end(loop, signals); /* fewer threads than wanted are enough */
-	for (unsigned i = 0; i < nr; i++) {
+	for (unsigned i = 0; i < loop->nr_running; i++) {
 		pthread_cancel(loop->workers[i].thread);
 		pthread_join(loop->workers[i].thread, NULL);
 	}

@@ -180,6 +180,7 @@ static int reply_open(fuse_req_t req, const struct fuse_file_info *fi)
 
 void ops_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
+	struct fs *fs = ops_fs(req);
 	struct reason why = {0};
 	auto_place struct place place = {0};
 	if (!ops_place(req, ino, &place))
@@ -190,8 +191,8 @@ void ops_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		return;
 	}
 	fi->noflush = !wants_write(fi);
-	if (reply_open(req, fi) < 0)
-		handle_put(ops_fs(req), ops_handle(fi));
+	if (reply_open(req, fi) < 0) /* and the request is gone */
+		handle_put(fs, ops_handle(fi));
 }
 
 /* Gives what has been written to domain.xml to the store. */
