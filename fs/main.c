@@ -2,10 +2,12 @@
 #include <errno.h>
 #include <fuse_lowlevel.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <syslog.h>
 #include <unistd.h>
 
 #include "base/mem.h"
@@ -108,6 +110,21 @@ static int fs_open_store(struct fs *fs, const struct options *options)
 	return 0;
 }
 
+/* What libfuse has to say, when nobody sees stderr. */
+__attribute__((format(printf, 2, 0))) static void log_of_libfuse(enum fuse_log_level level, const char *fmt, va_list ap)
+{
+	vsyslog(level <= FUSE_LOG_DEBUG ? (int)level : LOG_DEBUG, fmt, ap); /* its levels are syslog's */
+}
+
+static int go_into_background(const struct options *options)
+{
+	if (fuse_daemonize(options->foreground) < 0)
+		return -EINVAL;
+	if (!options->foreground)
+		fuse_set_log_func(log_of_libfuse);
+	return 0;
+}
+
 static int serve(struct fs *fs, struct fuse_session *session, const struct options *options)
 {
 	sigset_t signals;
@@ -125,7 +142,7 @@ static int serve(struct fs *fs, struct fuse_session *session, const struct optio
 	watch_stop(watch);
 	pthread_sigmask(SIG_SETMASK, &signals, NULL);
 	if (err)
-		fprintf(stderr, "vmsnapfs: serving %s ended: %s\n", options->mountpoint, strerror(-err));
+		events_add(fs->events, NULL, "serving %s ended: %s", options->mountpoint, strerror(-err));
 	return err;
 }
 
@@ -141,7 +158,9 @@ static int mount_and_serve(struct fs *fs, struct fuse_session *session, const st
 	if (!err) {
 		err = channel_attach(session, options->mountpoint);
 		if (!err)
-			err = fuse_daemonize(options->foreground) < 0 ? -EINVAL : serve(fs, session, options);
+			err = go_into_background(options);
+		if (!err)
+			err = serve(fs, session, options);
 		keeper_stop(); /* it alone can still unmount */
 		fuse_session_unmount(session);
 	}
