@@ -19,6 +19,23 @@ static bool wants_write(const struct fuse_file_info *fi)
 	return (fi->flags & O_ACCMODE) != O_RDONLY || (fi->flags & O_TRUNC);
 }
 
+/* The kernel has looked at the owner and mode that we showed, but a name may have got another file since, or lie in another
+ * directory: what has been opened is what counts. */
+static int check_opened(fuse_req_t req, const struct access *access, struct reason *why)
+{
+	const struct fuse_ctx *ctx = fuse_req_ctx(req);
+	struct caller_ids ids;
+	if (access->mode == 0444 || (ctx->uid == access->uid && access->mode & 0400))
+		return 0;
+	int err = ops_load_caller(req, &ids);
+	if (err)
+		return err;
+	if (!ops_caller_may_read(&ids, access->uid, access->gid, access->mode))
+		err = reason_set(why, -EACCES, "user %u may not read the files that it comes from", (unsigned)ids.uid);
+	free(ids.groups);
+	return err;
+}
+
 /* --- disks ------------------------------------------------------------------------------------------------------------ */
 
 /* What tells what a file of a snapshot holds from anything else that may come under its name. */
@@ -48,6 +65,14 @@ static int choose_way(struct fs *fs, const struct place *place, struct handle *h
 	return id < 0 ? id : 0;
 }
 
+static int check_disk(fuse_req_t req, struct disk_file *file, struct reason *why)
+{
+	struct disk_stat st;
+	int err = disk_fstat(file, &st);
+	const struct access access = {.uid = st.uid, .gid = st.gid, .mode = st.mode & 0444};
+	return err ? err : check_opened(req, &access, why);
+}
+
 static int open_disk(fuse_req_t req, const struct place *place, struct fuse_file_info *fi, struct reason *why)
 {
 	struct fs *fs = ops_fs(req);
@@ -56,7 +81,9 @@ static int open_disk(fuse_req_t req, const struct place *place, struct fuse_file
 	int err = open_disk_file(fs, place, writable, &file, why);
 	if (err)
 		return err;
-	if (fi->flags & O_TRUNC)
+	if ((fi->flags & O_ACCMODE) != O_WRONLY)
+		err = check_disk(req, file, why);
+	if (!err && (fi->flags & O_TRUNC))
 		err = disk_resize(file, 0);
 	struct handle *handle = err ? NULL : handle_new(fs, place, HANDLE_DISK, writable);
 	if (!handle) {
@@ -82,11 +109,24 @@ static int open_disk(fuse_req_t req, const struct place *place, struct fuse_file
 
 /* --- texts ------------------------------------------------------------------------------------------------------------ */
 
-static int open_text(struct fs *fs, const struct place *place, struct fuse_file_info *fi, struct reason *why)
+static int load_text(fuse_req_t req, const struct place *place, char **ret, size_t *ret_len, struct reason *why)
+{
+	bool is_config = place->node.kind == NODE_DOMAIN || place->node.kind == NODE_SNAPSHOT_XML;
+	struct access access = {.mode = 0444};
+	if (is_config)
+		store_config_access(place->vm, place->snapshot, &access);
+	int err = text_load(ops_fs(req), place, ret, ret_len, &access, why);
+	if (!err && is_config)
+		err = check_opened(req, &access, why);
+	return err;
+}
+
+static int open_text(fuse_req_t req, const struct place *place, struct fuse_file_info *fi, struct reason *why)
 {
 	auto_free char *text = NULL;
 	size_t len = 0;
-	int err = text_load(fs, place, &text, &len, why);
+	struct fs *fs = ops_fs(req);
+	int err = load_text(req, place, &text, &len, why);
 	struct handle *handle = err ? NULL : handle_new(fs, place, HANDLE_TEXT, false);
 	if (!handle)
 		return err ? err : -ENOMEM;
@@ -96,12 +136,13 @@ static int open_text(struct fs *fs, const struct place *place, struct fuse_file_
 	return 0;
 }
 
-static int open_domain_to_edit(struct fs *fs, const struct place *place, struct fuse_file_info *fi, struct reason *why)
+static int open_domain_to_edit(fuse_req_t req, const struct place *place, struct fuse_file_info *fi, struct reason *why)
 {
 	auto_free char *text = NULL;
 	size_t len = 0;
+	struct fs *fs = ops_fs(req);
 	bool empty = fi->flags & O_TRUNC;
-	int err = empty ? 0 : text_load(fs, place, &text, &len, why);
+	int err = empty ? 0 : (fi->flags & O_ACCMODE) == O_WRONLY ? text_load(fs, place, &text, &len, NULL, why) : load_text(req, place, &text, &len, why);
 	struct handle *handle = err ? NULL : handle_new(fs, place, HANDLE_DOMAIN, true);
 	if (!handle)
 		return err ? err : -ENOMEM;
@@ -154,13 +195,13 @@ int ops_open_place(fuse_req_t req, const struct place *place, struct fuse_file_i
 	if (place->node.kind == NODE_SCRATCH)
 		return open_live(fs, place, HANDLE_SCRATCH, fi);
 	if (writable && place->node.kind == NODE_DOMAIN && place_is_managed(place))
-		return open_domain_to_edit(fs, place, fi, why);
+		return open_domain_to_edit(req, place, fi, why);
 	if (writable && control_takes_commands(place))
 		return open_action(fs, place, fuse_req_ctx(req)->pid, fi);
 	if (writable)
 		return place_is_managed(place) ? -EPERM : -EROFS;
 	if (text_is(place))
-		return open_text(fs, place, fi, why);
+		return open_text(req, place, fi, why);
 	return open_live(fs, place, HANDLE_EVENTS, fi);
 }
 

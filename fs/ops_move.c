@@ -265,7 +265,7 @@ static int domain_to_scratch(fuse_req_t req, const struct move *move, struct rea
 		return -EEXIST;
 	auto_free char *text = NULL;
 	size_t len = 0;
-	int err = store_domain_xml(fs->store, move->from->vm, NULL, fs->mount_dir, &text, &len, why);
+	int err = store_domain_xml(fs->store, move->from->vm, NULL, fs->mount_dir, &text, &len, NULL, why);
 	if (err)
 		return err;
 	scratch_unlink(fs->scratch, vm, move->new_name);

@@ -113,7 +113,7 @@ static int load_status(struct fs *fs, const struct place *place, char **ret, siz
 	return err;
 }
 
-int text_load(struct fs *fs, const struct place *place, char **ret, size_t *ret_len, struct reason *why)
+int text_load(struct fs *fs, const struct place *place, char **ret, size_t *ret_len, struct access *access, struct reason *why)
 {
 	switch ((int)place->node.kind) {
 	case NODE_README:
@@ -125,9 +125,9 @@ int text_load(struct fs *fs, const struct place *place, char **ret, size_t *ret_
 	case NODE_STATUS:
 		return load_status(fs, place, ret, ret_len);
 	case NODE_SNAPSHOT_XML:
-		return store_snapshot_xml(fs->store, place->vm, place->snapshot, ret, ret_len, why);
+		return store_snapshot_xml(fs->store, place->vm, place->snapshot, ret, ret_len, access, why);
 	case NODE_DOMAIN:
-		return store_domain_xml(fs->store, place->vm, place->snapshot, fs->mount_dir, ret, ret_len, why);
+		return store_domain_xml(fs->store, place->vm, place->snapshot, fs->mount_dir, ret, ret_len, access, why);
 	}
 	return -EINVAL;
 }
@@ -139,5 +139,5 @@ int text_size(struct fs *fs, const struct place *place, size_t *ret_len)
 		return store_snapshot_xml_size(fs->store, place->vm, place->snapshot, ret_len);
 	if (place->node.kind == NODE_DOMAIN)
 		return store_domain_xml_size(fs->store, place->vm, place->snapshot, fs->mount_dir, ret_len);
-	return text_load(fs, place, &text, ret_len, NULL);
+	return text_load(fs, place, &text, ret_len, NULL, NULL);
 }

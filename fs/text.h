@@ -5,8 +5,8 @@
 #include "base/reason.h"
 #include "fs/place.h"
 
-/* What the file holds now; the caller frees. -EINVAL: PLACE is no such file. */
-int text_load(struct fs *fs, const struct place *place, char **ret, size_t *ret_len, struct reason *why);
+/* What the file holds now; the caller frees. From ACCESS (may be NULL) is taken what the files that it comes from don't grant. -EINVAL: PLACE is no such file. */
+int text_load(struct fs *fs, const struct place *place, char **ret, size_t *ret_len, struct access *access, struct reason *why);
 
 /* Only how long that is. */
 int text_size(struct fs *fs, const struct place *place, size_t *ret_len);

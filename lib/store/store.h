@@ -94,11 +94,12 @@ int store_list(struct store *store, enum vm_place place, struct vm ***ret, size_
 int store_list_from(struct store *store, enum vm_place place, uint32_t first_id, size_t max, struct vm ***ret, size_t *ret_nr);
 
 /* Texts as files show them; SNAPSHOT NULL: the VM as it is now. The caller frees. MOUNT_DIR is the mount point: a disk
- * that exists only there yet is named by its path in it (NULL: by its future path). */
+ * that exists only there yet is named by its path in it (NULL: by its future path). From ACCESS (may be NULL) is taken what the
+ * files that were read don't grant: they may not be those that store_config_access() has looked at. */
 int store_domain_xml(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, const char *mount_dir,
-		     char **ret, size_t *ret_len, struct reason *why);
+		     char **ret, size_t *ret_len, struct access *access, struct reason *why);
 int store_snapshot_xml(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, char **ret,
-		       size_t *ret_len, struct reason *why);
+		       size_t *ret_len, struct access *access, struct reason *why);
 /* Who may read them: who may read the files that they come from. */
 void store_config_access(const struct vm *vm, const struct vm_snapshot *snapshot, struct access *ret);
 /* Only how long these are. */

@@ -22,10 +22,23 @@
 
 /* --- configurations ------------------------------------------------------------------------------------------------------ */
 
-static int load_file(struct store *store, const char *path, char **ret, size_t *ret_len, struct reason *why)
+static void restrict_by_file(struct access *access, const char *path, const struct stat *st)
 {
-	auto_close int fd = trust_open(store->trust, NULL, path, O_RDONLY, NULL, why);
-	int err = fd < 0 ? fd : file_load(fd, XML_TEXT_MAX, ret, ret_len);
+	struct access_path last = ACCESS_PATH_INIT;
+	access_restrict(access, st);
+	access_restrict_by_path(access, &last, path, st);
+	access_path_done(&last);
+}
+
+/* Takes away from ACCESS (may be NULL) what the file that was read doesn't grant. */
+static int load_file(struct store *store, const char *path, char **ret, size_t *ret_len, struct access *access, struct reason *why)
+{
+	struct stat st;
+	auto_free char *real = NULL;
+	auto_close int fd = trust_open(store->trust, NULL, path, O_RDONLY, &real, why);
+	int err = fd < 0 ? fd : fstat(fd, &st) < 0 ? -errno : file_load(fd, XML_TEXT_MAX, ret, ret_len);
+	if (!err && access)
+		restrict_by_file(access, real, &st);
 	return err && fd >= 0 ? reason_set(why, err, "%s: %s", path, strerror(-err)) : err;
 }
 
@@ -45,12 +58,12 @@ static int finish_text(int err, char **ret, size_t *ret_len)
 }
 
 /* The <domain> in a snapshot's metadata; -ENOENT: it has none. */
-static int snapshot_config(struct store *store, const struct vm_snapshot *snapshot, char **ret, size_t *ret_len,
+static int snapshot_config(struct store *store, const struct vm_snapshot *snapshot, char **ret, size_t *ret_len, struct access *access,
 			   struct reason *why)
 {
 	auto_free char *text = NULL;
 	size_t len = 0;
-	int err = load_file(store, snapshot->metadata_path, &text, &len, why);
+	int err = load_file(store, snapshot->metadata_path, &text, &len, access, why);
 	if (err == -ENOENT)
 		return reason_set(why, -EIO, "%s has gone", snapshot->metadata_path);
 	if (!err)
@@ -58,33 +71,35 @@ static int snapshot_config(struct store *store, const struct vm_snapshot *snapsh
 	return finish_text(err, ret, ret_len);
 }
 
-int text_config(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, char **ret, size_t *ret_len,
-		struct reason *why)
+static int load_config(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, char **ret, size_t *ret_len,
+		       struct access *access, struct reason *why)
 {
 	if (snapshot && snapshot->metadata_path) {
-		int err = snapshot_config(store, snapshot, ret, ret_len, why);
+		int err = snapshot_config(store, snapshot, ret, ret_len, access, why);
 		if (err != -ENOENT)
 			return err;
 	}
 	switch (vm->kind) {
-	case VM_FOUND_LIBVIRT: return load_file(store, vm->xml_path, ret, ret_len, why);
+	case VM_FOUND_LIBVIRT: return load_file(store, vm->xml_path, ret, ret_len, access, why);
 	case VM_FOUND_BARE: return finish_text(domain_minimal(vm->name, vm->uuid, ret), ret, ret_len);
 	case VM_MANAGED: *ret = strdup(vm->config); return finish_text(*ret ? 0 : -ENOMEM, ret, ret_len);
 	}
 	return -EINVAL;
 }
 
-static void restrict_by_file(struct access *access, const char *path)
+int text_config(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, char **ret, size_t *ret_len,
+		struct reason *why)
+{
+	return load_config(store, vm, snapshot, ret, ret_len, NULL, why);
+}
+
+static void restrict_by_path(struct access *access, const char *path)
 {
 	struct stat st;
-	struct access_path last = ACCESS_PATH_INIT;
-	if (lstat(path, &st) < 0) {
+	if (lstat(path, &st) < 0)
 		access->mode = 0;
-		return;
-	}
-	access_restrict(access, &st);
-	access_restrict_by_path(access, &last, path, &st);
-	access_path_done(&last);
+	else
+		restrict_by_file(access, path, &st);
 }
 
 /* A snapshot's configuration is in its metadata or, where these have none, the VM's. */
@@ -96,9 +111,9 @@ void store_config_access(const struct vm *vm, const struct vm_snapshot *snapshot
 		return;
 	if (lstat(vm->xml_path, &st) == 0)
 		access_init(ret, &st);
-	restrict_by_file(ret, vm->xml_path);
+	restrict_by_path(ret, vm->xml_path);
 	if (snapshot && snapshot->metadata_path)
-		restrict_by_file(ret, snapshot->metadata_path);
+		restrict_by_path(ret, snapshot->metadata_path);
 }
 
 /* The format that the domain XML must declare, where the image's name didn't. */
@@ -168,11 +183,11 @@ int text_domain(struct store *store, const struct vm *vm, const char *config, co
 }
 
 int store_domain_xml(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, const char *mount_dir,
-		     char **ret, size_t *ret_len, struct reason *why)
+		     char **ret, size_t *ret_len, struct access *access, struct reason *why)
 {
 	auto_free char *text = NULL;
 	size_t len = 0;
-	int err = text_config(store, vm, snapshot, &text, &len, why);
+	int err = load_config(store, vm, snapshot, &text, &len, access, why);
 	if (err)
 		return err;
 	if (vm->kind == VM_FOUND_LIBVIRT) {
@@ -272,13 +287,13 @@ static int render_snapshot(struct store *store, const struct vm *vm, const struc
 }
 
 int store_snapshot_xml(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, char **ret,
-		       size_t *ret_len, struct reason *why)
+		       size_t *ret_len, struct access *access, struct reason *why)
 {
 	auto_free char *text = NULL;
 	size_t len = 0;
 	if (!snapshot->metadata_path || vm->kind == VM_MANAGED)
 		return finish_text(render_snapshot(store, vm, snapshot, ret, why), ret, ret_len);
-	int err = load_file(store, snapshot->metadata_path, &text, &len, why);
+	int err = load_file(store, snapshot->metadata_path, &text, &len, access, why);
 	if (!err)
 		err = domsnapshot_public_text(text, len, ret, why);
 	return finish_text(err, ret, ret_len);

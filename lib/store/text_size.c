@@ -88,7 +88,7 @@ int store_domain_xml_size(struct store *store, const struct vm *vm, const struct
 	struct size_slot slot = is_libvirt && snapshot ? slot_of(vm, snapshot, "domain") : (struct size_slot){0};
 	if (slot.key && sizes_lookup(store->text_sizes, &slot, ret_len))
 		return 0;
-	int err = store_domain_xml(store, vm, snapshot, mount_dir, &text, &slot.len, NULL);
+	int err = store_domain_xml(store, vm, snapshot, mount_dir, &text, &slot.len, NULL, NULL);
 	if (err)
 		return err;
 	if (slot.key)
@@ -104,7 +104,7 @@ int store_snapshot_xml_size(struct store *store, const struct vm *vm, const stru
 	struct size_slot slot = is_libvirt ? slot_of(vm, snapshot, "snapshot") : (struct size_slot){0};
 	if (slot.key && sizes_lookup(store->text_sizes, &slot, ret_len))
 		return 0;
-	int err = store_snapshot_xml(store, vm, snapshot, &text, &slot.len, NULL);
+	int err = store_snapshot_xml(store, vm, snapshot, &text, &slot.len, NULL, NULL);
 	if (err)
 		return err;
 	if (slot.key)

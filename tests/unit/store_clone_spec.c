@@ -39,7 +39,7 @@ static char *xml_of(const struct vm *vm)
 {
 	char *text = NULL;
 	size_t len = 0;
-	CHECK_ERR(store_domain_xml(store, vm, NULL, NULL, &text, &len, &why), 0);
+	CHECK_ERR(store_domain_xml(store, vm, NULL, NULL, &text, &len, NULL, &why), 0);
 	return text;
 }
 

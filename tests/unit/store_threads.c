@@ -191,7 +191,7 @@ static void *look(void *arg)
 					disk_stat(store, vms[i], NULL, &vms[i]->disks[d], &st, NULL);
 				if (store_status_text(store, vms[i], &text, &len) == 0)
 					free(text);
-				if (store_domain_xml(store, vms[i], NULL, "/mnt", &text, &len, NULL) == 0)
+				if (store_domain_xml(store, vms[i], NULL, "/mnt", &text, &len, NULL, NULL) == 0)
 					free(text);
 				vm_put(vms[i]);
 			}
