@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "base/mem.h"
+#include "base/mounts.h"
 
 #define SYMLINKS_MAX 40 /* as the kernel */
 
@@ -20,6 +21,7 @@ struct trust_root {
 	char *real; /* without a slash at the end, "" for / */
 	char *given; /* as the user wrote it, where that is absolute and differs; else NULL */
 	int fd;
+	dev_t dev;
 };
 
 struct trust {
@@ -71,7 +73,9 @@ int trust_add(struct trust *trust, const char *dir, struct reason *why)
 	if (given)
 		strip_slashes(given);
 	struct trust_root *root = &trust->roots[trust->nr_roots++];
-	*root = (struct trust_root){.real = take_ptr(real), .given = take_ptr(given), .fd = take_fd(&fd)};
+	struct stat st = {0};
+	fstat(fd, &st);
+	*root = (struct trust_root){.real = take_ptr(real), .given = take_ptr(given), .fd = take_fd(&fd), .dev = st.st_dev};
 	return 0;
 }
 
@@ -84,7 +88,9 @@ int trust_add_open(struct trust *trust, int fd, const char *real)
 	if (!copy || mem_grow(&trust->roots, &trust->cap_roots, trust->nr_roots + 1, sizeof *trust->roots) < 0)
 		return -ENOMEM;
 	strip_slashes(copy);
-	trust->roots[trust->nr_roots++] = (struct trust_root){.real = take_ptr(copy), .fd = take_fd(&own)};
+	struct stat st = {0};
+	fstat(own, &st);
+	trust->roots[trust->nr_roots++] = (struct trust_root){.real = take_ptr(copy), .fd = take_fd(&own), .dev = st.st_dev};
 	return 0;
 }
 
@@ -210,7 +216,8 @@ static int walk_step(const struct trust *trust, struct walk *walk, const char *n
 		return -EACCES;
 	if (is_above_root(trust, walk->real))
 		return 0;
-	if (!root_of(trust, walk->real))
+	const struct trust_root *root = root_of(trust, walk->real);
+	if (!root || mounts_lies_on(AT_FDCWD, walk->real, root->dev))
 		return -EACCES;
 	return walk_follow(trust, walk, at);
 }

@@ -13,6 +13,7 @@
 
 #include "base/file.h"
 #include "base/mem.h"
+#include "base/mounts.h"
 #include "store/store_internal.h"
 
 #define MAX_DEPTH     16
@@ -103,6 +104,7 @@ struct dir_name {
 struct listing {
 	const char *path;
 	DIR *dir;
+	dev_t dev;
 	int depth;
 	bool of_domain; /* a domain's snapshot metadata are in it */
 	bool has_others; /* and other things */
@@ -208,7 +210,8 @@ static int walk_name(struct walk *walk, const struct listing *in, const struct d
 	if (asprintf(&path, "%s/%s", strcmp(in->path, "/") == 0 ? "" : in->path, name->name) < 0)
 		return -ENOMEM;
 	struct stat st;
-	if (source_is_skipped(walk->store, path) || fstatat(dirfd(in->dir), name->name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+	if (source_is_skipped(walk->store, path) || mounts_lies_on(dirfd(in->dir), name->name, in->dev) ||
+	    fstatat(dirfd(in->dir), name->name, &st, AT_SYMLINK_NOFOLLOW) < 0)
 		return 0;
 	if (files)
 		return S_ISREG(st.st_mode) && !(in->of_domain && is_xml(name->name)) ? add_file(walk, path, &st) : 0;
@@ -235,6 +238,8 @@ static int walk_dir(struct walk *walk, int parent_fd, const char *name, struct l
 		in->has_others = true; /* nobody knows */
 		return 0;
 	}
+	struct stat st;
+	in->dev = fstat(dirfd(in->dir), &st) < 0 ? 0 : st.st_dev;
 	int err = walk_names(walk, in);
 	for (size_t i = 0; i < in->nr_names; i++)
 		free(in->names[i].name);
