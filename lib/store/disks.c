@@ -87,7 +87,10 @@ int disk_remove(struct store *store, struct vm *vm, const char *file_name, struc
 	int err = managed_begin(store, vm, &entry, &now, why);
 	if (err)
 		return err;
-	err = remove_locked(store, entry, now, file_name, why);
+	int i = find_disk(now, file_name);
+	err = i < 0 ? 0 : head_check_foreign(store, &now->disks[i], why);
+	if (!err)
+		err = remove_locked(store, entry, now, file_name, why);
 	managed_end(entry, now);
 	if (!err)
 		layers_sweep(store);
@@ -189,6 +192,8 @@ static int rename_locked(struct store *store, struct entry *entry, const struct 
 	if (now->disks[from].found || (replaced >= 0 && now->disks[replaced].found))
 		return refuse_found(now, now->disks[from].found ? old_name : new_name, why);
 	int err = now->place == PLACE_POOLS ? pool_check_rename(now->disks[from].layer, new_name, why) : 0;
+	if (!err && replaced >= 0)
+		err = head_check_foreign(store, &now->disks[replaced], why);
 	if (err)
 		return err;
 	struct vm *next = vm_copy(now);

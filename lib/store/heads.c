@@ -5,8 +5,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/mem.h"
+#include "block/image_locks.h"
 #include "store/pending.h"
 #include "store/store_internal.h"
 
@@ -276,6 +278,25 @@ bool heads_in_use(struct store *store, const struct entry *entry)
 		oh = oh->next;
 	pthread_mutex_unlock(&store->lock);
 	return oh;
+}
+
+int head_check_foreign(struct store *store, const struct vm_disk *disk, struct reason *why)
+{
+	if (!disk->layer || disk->found || head_lookup(store, disk))
+		return 0;
+	auto_free char *path = layer_path(store, disk->layer);
+	auto_close int fd = path ? open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC) : -1;
+	if (fd < 0)
+		return path ? 0 : -ENOMEM; /* nobody has it, either */
+	return image_locks_take(fd, IMAGE_LOCK_WRITE, path, why) == -EBUSY ? -EBUSY : 0;
+}
+
+int heads_check_foreign(struct store *store, const struct vm *now, struct reason *why)
+{
+	int err = 0;
+	for (size_t i = 0; i < now->nr_disks && !err; i++)
+		err = head_check_foreign(store, &now->disks[i], why);
+	return err;
 }
 
 bool heads_have_writer(struct store *store, const struct entry *entry)

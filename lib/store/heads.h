@@ -67,6 +67,10 @@ int head_put_locked(struct store *store, struct open_head *oh); /* the caller ho
 
 /* Whether any disk of the VM (one that was removed isn't any more) is open, but to be looked at. Exact while the caller holds the change lock. */
 bool heads_in_use(struct store *store, const struct entry *entry);
+/* Whether another program has DISK's file open, as QEMU's image locks say: it goes on with a file that has no name, and what it writes is lost, if the disk is
+ * removed then. -EBUSY. Nothing is asked of a disk that is open here, whose locks are ours. The caller holds the change lock. */
+int head_check_foreign(struct store *store, const struct vm_disk *disk, struct reason *why);
+int heads_check_foreign(struct store *store, const struct vm *now, struct reason *why); /* any of them */
 /* Whether any is open for writing. */
 bool heads_have_writer(struct store *store, const struct entry *entry);
 /* Whether any is open at all, be it to be looked at. */

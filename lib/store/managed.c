@@ -317,7 +317,8 @@ static int begin_unused(struct store *store, const struct vm *vm, struct entry *
 {
 	for (int ms = 0;; ms++) {
 		int err = managed_begin(store, vm, ret_entry, ret_now, why);
-		if (err || ms >= MANAGED_CLOSING_MS || !heads_in_use(store, *ret_entry))
+		bool in_use = !err && (heads_in_use(store, *ret_entry) || heads_check_foreign(store, *ret_now, NULL));
+		if (err || ms >= MANAGED_CLOSING_MS || !in_use)
 			return err;
 		managed_end(*ret_entry, *ret_now);
 		usleep(1000);
@@ -338,6 +339,8 @@ int store_remove(struct store *store, struct vm *vm, struct reason *why)
 	else if (heads_in_use(store, entry))
 		err = reason_set(why, -EBUSY, "%s: a disk is open", now->name);
 	else
+		err = heads_check_foreign(store, now, why);
+	if (!err)
 		err = remove_durably(store, now, why);
 	if (!err) {
 		heads_removed(store, entry);

@@ -369,8 +369,14 @@ static int begin_closed(struct store *store, const struct vm *vm, struct entry *
 	int err = 0;
 	for (int ms = 0;; ms++) {
 		err = managed_begin_settled(store, vm, ret_entry, ret_now, why);
-		if (err || !heads_are_open(store, entry))
+		if (err)
 			break;
+		if (!heads_are_open(store, entry)) {
+			err = heads_check_foreign(store, *ret_now, why);
+			if (err)
+				managed_end(*ret_entry, *ret_now);
+			break;
+		}
 		bool in_use = heads_in_use(store, entry);
 		managed_end(*ret_entry, *ret_now);
 		if (ms >= (in_use ? MANAGED_CLOSING_MS : WAIT_MS)) {

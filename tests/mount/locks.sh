@@ -118,10 +118,23 @@ run_qemu past "$own,qcow2" || fail "$(cat past.log)"
 refused EBUSY cat $disk
 refused EBUSY dd if=/dev/zero of=$disk bs=4k count=1 conv=notrunc
 refused EBUSY mkdir mnt/clones/from-base/snapshots/x
+refused EBUSY rm $disk
+refused EBUSY rmdir mnt/clones/from-base
+cp want/base.img mnt/clones/from-base/disks/vdb.img
+refused EBUSY mv mnt/clones/from-base/disks/vdb.img $disk
+rm mnt/clones/from-base/disks/vdb.img
 qemu_io past "write -P 13 1M 1M"
 end_qemu past
 equal 12 "$(od -An -N1 -tu1 $disk | tr -d ' ')" "what QEMU wrote through the mount"
 equal 13 "$(od -An -j1M -N1 -tu1 $disk | tr -d ' ')" "what QEMU wrote past it"
+
+mkdir mnt/clones/from-base/snapshots/before
+run_qemu past "$(domain_source mnt/clones/from-base/domain.xml vda),qcow2" || fail "$(cat past.log)"
+refused EBUSY ln -sfn snapshots/before mnt/clones/from-base/current
+for action in "restore before" "restore before discard" "preview before"; do
+	refused EBUSY bash -c "echo ${action#* } >mnt/clones/from-base/actions/${action%% *}"
+done
+end_qemu past
 
 say "flock, POSIX and OFD locks between processes"
 flock -n $disk -c true
