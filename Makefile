@@ -81,7 +81,7 @@ $(BUILD)/unit/%: $(BUILD)/tests/unit/%.o $(LIB)
 
 # The calls that change what a disk holds: tests/fault/common/disk.h says what becomes of them.
 FAULT_WRAPS := pread64 pwrite64 fdatasync fsync fallocate64 ftruncate64 openat64 open64 mkdir mkdirat renameat renameat2 linkat unlink unlinkat \
-	symlinkat ioctl copy_file_range sync_file_range
+	symlinkat ioctl copy_file_range sync_file_range clock_gettime
 $(BUILD)/fault/%: $(BUILD)/tests/fault/%.o $(FAULT_COMMON) $(LIB)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_LDFLAGS) $(FAULT_WRAPS:%=-Wl,--wrap=%) -o $@ $< $(FAULT_COMMON) $(LIB) $(shell pkg-config --libs $(LIB_PKGS))

@@ -118,11 +118,8 @@ static int write_features(struct head *head, uint64_t incompatible, uint64_t aut
 	} features = {be64_make(incompatible), be64_make(head->header.compatible), be64_make(autoclear)};
 	int err = file_write(head->fd, &features, sizeof features, offsetof(struct qcow2_header_disk, incompatible_features));
 	/* I7: the error may be that of guest data that was never flushed, and is told once. */
-	if (!err && (err = file_sync(head->fd))) {
-		pthread_mutex_lock(&head->lock);
-		head->failed = err;
-		pthread_mutex_unlock(&head->lock);
-	}
+	if (!err)
+		err = tables_barrier(head);
 	if (!err) {
 		head->header.incompatible = incompatible;
 		head->header.autoclear = autoclear;
@@ -420,12 +417,13 @@ static void take_state(struct head *head, struct head *fresh)
 	head->header = fresh->header;
 	head->space = fresh->space;
 	head->l1 = fresh->l1;
-	head->l1_dirty = fresh->l1_dirty;
+	head->l1_states = fresh->l1_states;
 	atomic_store(&head->virtual_size, atomic_load(&fresh->virtual_size));
 	head->size_dirty = false;
 	head->comparing = false;
 	atomic_store(&head->nr_pulled, 0);
 	head->failed = 0; /* another file */
+	head->l1_attempt_nr = 0;
 	atomic_store(&head->is_dirty, atomic_load(&fresh->is_dirty));
 }
 
@@ -465,6 +463,14 @@ static int take_name(const struct head *head, const char *tmp)
 	return renameat(head->dirfd, tmp, head->dirfd, head->name) < 0 ? -errno : 0;
 }
 
+/* Whether the head's name leads to FD by now. */
+static bool has_name(const struct head *head, int fd)
+{
+	struct stat file, named;
+	return fstat(fd, &file) == 0 && fstatat(head->dirfd, head->name, &named, AT_SYMLINK_NOFOLLOW) == 0 && file.st_dev == named.st_dev &&
+	       file.st_ino == named.st_ino;
+}
+
 int head_rebuild(struct head *head, const struct overlay_spec *spec, struct view *below)
 {
 	char tmp[HEAD_TEMPORARY_MAX];
@@ -481,6 +487,8 @@ int head_rebuild(struct head *head, const struct overlay_spec *spec, struct view
 		err = load_replacement(head, tmp, &fresh, NULL);
 	if (!err)
 		err = take_name(head, tmp);
+	if (err && fresh.fd >= 0 && has_name(head, fresh.fd)) /* it was renamed, whatever was said */
+		err = 0;
 	if (err) {
 		tables_done(&fresh);
 		space_done(&fresh.space);
@@ -498,7 +506,10 @@ int head_rebuild(struct head *head, const struct overlay_spec *spec, struct view
 	struct view *old = head->below;
 	head->below = view_ref(below);
 	view_put(old);
-	return dir_sync(head->dirfd);
+	err = dir_sync(head->dirfd);
+	if (err) /* I7: whether the name leads to this file after a crash isn't known */
+		tables_fail(head, err);
+	return err;
 }
 
 void head_replace_below(struct head *head, struct view *view)

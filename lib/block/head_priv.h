@@ -29,14 +29,16 @@
  *  P1  dirty bit (as W1)   P2  host clusters allocated, in memory   P3  the file's space allocated, what is shared with other files made its own
  *  P4  L2 entries changed to Z, in memory. What a host cluster holds where it is Z doesn't matter: it may have been another's once
  * The steps of a flush; one that began after a write was done serves all who wait to have that write stable
- *  F1  the changed table pages are copied, in memory; L2 pages of tables that no L1 entry on disk names are written: nobody
- *      can see them yet
+ *  F1  the changed table pages are copied, in memory; L2 pages of tables that no L1 entry on disk can name are written: nobody
+ *      can see them yet (a flush that failed in F3 may have named a table: it counts as known from then on)
  *  F2  barrier: data and new tables are stable
- *  F3  L2 pages of known tables, L1 entries, the virtual size are written (I1, I2)
+ *  F3  L2 pages of known tables, L1 entries are written (I1, I2)
  *  F4  barrier
+ *  F5  the virtual size, if it has changed: what is zeros between an old end and a new one is said by tables that are stable   F6  barrier
  * The steps of an L1 table's move to a larger place, with all writers stopped
  *  G1  dirty bit, flush: the L1 table on disk is that in memory
  *  G2  a copy at the file's end   G3  barrier   G4  the header names it, in one sector   G5  barrier; then the old one's place is free
+ *      After a G4 that failed both places stay as they are until the header was made to name the old one, and that is stable
  * The steps of a rebase: what lies beneath gets another name, after all that the layers in between have was pulled
  *  B1  flush: what was pulled is stable   B2  the name is written where the header's cluster has nothing   B3  barrier
  *  B4  the first sector names it   B5  barrier   B6  the view that it stands for takes its place, with all writers stopped
@@ -83,6 +85,20 @@ struct l2_page {
 	be64 words[L2_PAGE_WORDS];
 };
 
+/* Of an L1 entry, as to the disk. */
+enum l1_state {
+	L1_STABLE,
+	L1_NEW,	  /* the entry there is the old one: nobody can see the table */
+	L1_NAMED, /* a flush has begun to write it, and failed or isn't done: the entry may be there or not */
+};
+
+/* Of a refcount block, as to the disk. */
+enum block_state {
+	BLOCK_WRITTEN,
+	BLOCK_STALE,
+	BLOCK_GARBAGE, /* in a place that was something else's: all of it is to be written */
+};
+
 /* Which host clusters are in use, and which pages of refcounts on disk no longer say so. */
 struct space {
 	unsigned cluster_bits;
@@ -94,7 +110,7 @@ struct space {
 	uint64_t hint;	      /* no free cluster before it */
 	be64 *reftable;
 	uint64_t nr_refblocks; /* room in reftable; the blocks that the file needs may be more, until they are written */
-	bool *stale_blocks;    /* refcount blocks to write */
+	enum block_state *stale_blocks; /* refcount blocks to write */
 	size_t stale_cap;
 	bool reftable_stale;
 };
@@ -174,8 +190,8 @@ struct head {
 	unsigned nr_waiting; /* for `changed` */
 	bool size_dirty;
 	be64 *l1;
-	bool *l1_dirty; /* of each entry: not on disk yet */
-	size_t nr_l1_dirty;
+	enum l1_state *l1_states; /* of each entry */
+	size_t nr_l1_dirty; /* that aren't stable */
 	struct l2_page *buckets[L2_PAGE_BUCKETS];
 	struct list ages;  /* of all pages, oldest first */
 	struct list dirty; /* pages */
@@ -186,6 +202,8 @@ struct head {
 	bool flushing;		/* somebody flushes: wait on `flushed`, and see whether that was enough */
 	pthread_cond_t flushed;
 	int failed; /* I7: the error of the sync that failed */
+	/* protected by flush_lock: clusters that the header may name as the L1 table, besides the one that is; none: 0 */
+	uint64_t l1_attempt_off, l1_attempt_nr;
 };
 
 static inline uint64_t min_u64(uint64_t a, uint64_t b)
@@ -247,8 +265,11 @@ void tables_dirty_locked(struct head *head, struct l2_page *page);
 void tables_wait_locked(struct head *head);
 void tables_wake_locked(struct head *head);
 
-/* F1 to F4. Called with flush_lock held and lock not held. */
+/* F1 to F6. Called with flush_lock held and lock not held. */
 int tables_write(struct head *head);
+
+/* I7 from now on. */
+void tables_fail(struct head *head, int err);
 
 /* A barrier, after whose failure nothing more is written (I7). */
 int tables_barrier(struct head *head);

@@ -1,6 +1,7 @@
 /* Raw heads: the file's bytes are the disk's. No tables, so no order of writes but that of a flush: what was written before it is stable behind it. */
 #include <errno.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/file.h"
@@ -44,10 +45,14 @@ static int raw_resize(struct head *head, uint64_t virtual_size)
 		return virtual_size > end ? -ENOSPC : -EOPNOTSUPP;
 	if (virtual_size > 1ull << 62)
 		return -EFBIG;
-	if (ftruncate(head->fd, (off_t)virtual_size) < 0)
-		return -errno;
-	atomic_store(&head->virtual_size, virtual_size);
-	return 0;
+	int err = ftruncate(head->fd, (off_t)virtual_size) < 0 ? -errno : 0;
+	/* After an error it is as long as the file is. */
+	struct stat st;
+	if (!err)
+		atomic_store(&head->virtual_size, virtual_size);
+	else if (fstat(head->fd, &st) == 0 && (uint64_t)st.st_size == virtual_size)
+		atomic_store(&head->virtual_size, virtual_size);
+	return err;
 }
 
 /* A write that fails half-way leaves the disk as long as it was. */

@@ -29,7 +29,9 @@ static void set_used(struct space *space, uint64_t cluster, bool used)
 	if (used != is_used(space, cluster))
 		space->nr_free += used ? -1ull : 1;
 	space->used[cluster / 8] = (uint8_t)(used ? space->used[cluster / 8] | bit : space->used[cluster / 8] & ~bit);
-	space->stale_blocks[cluster / refs_per_block(space)] = true;
+	enum block_state *block = &space->stale_blocks[cluster / refs_per_block(space)];
+	if (*block == BLOCK_WRITTEN)
+		*block = BLOCK_STALE;
 }
 
 static uint64_t blocks_needed(const struct space *space)
@@ -160,7 +162,7 @@ int space_scan(struct space *space, int fd, const struct qcow2_header *header, c
 	int err = scan_all(space, fd, header, l1, why);
 	/* A clean file's refcounts are exact, a dirty one's are all written anew. */
 	if (clean)
-		memset(space->stale_blocks, 0, space->stale_cap);
+		memset(space->stale_blocks, 0, space->stale_cap * sizeof *space->stale_blocks);
 	reserve(space);
 	return err;
 }
@@ -278,6 +280,8 @@ static int place_blocks(struct space *space)
 			if (err)
 				return err;
 			space->reftable[i] = be64_make(host_off);
+			if (!fresh)
+				space->stale_blocks[i] = BLOCK_GARBAGE;
 			space->reftable_stale = true;
 			again = true;
 		}
@@ -288,8 +292,8 @@ static int place_blocks(struct space *space)
 static int write_block(const struct space *space, int fd, uint64_t index, be16 *block)
 {
 	uint64_t nr = refs_per_block(space), first = index * nr;
-	/* Behind the file's last cluster the block is a hole, and stays one, but for the rest of a 4 KiB page. In a device it may hold anything. */
-	if (nr > space->nr_clusters - first && !space->fixed)
+	/* Behind the file's last cluster the block is a hole, and stays one, but for the rest of a 4 KiB page. */
+	if (nr > space->nr_clusters - first && !space->fixed && space->stale_blocks[index] != BLOCK_GARBAGE)
 		nr = (space->nr_clusters - first + 2047) / 2048 * 2048;
 	if (nr > refs_per_block(space))
 		nr = refs_per_block(space);
@@ -354,7 +358,7 @@ int space_write(struct space *space, int fd, struct qcow2_header *header)
 		err = switch_reftable(fd, header, new_table, new_clusters);
 	if (err)
 		return err;
-	memset(space->stale_blocks, 0, space->stale_cap);
+	memset(space->stale_blocks, 0, space->stale_cap * sizeof *space->stale_blocks);
 	space->reftable_stale = false;
 	return 0;
 }

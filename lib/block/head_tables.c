@@ -20,8 +20,8 @@ int tables_init(struct head *head, struct reason *why)
 	list_init(&head->dirty);
 	list_init(&head->busy);
 	head->l1 = mem_new_array(h->l1_size, sizeof *head->l1);
-	head->l1_dirty = mem_new_array(h->l1_size, sizeof *head->l1_dirty);
-	if (!head->l1 || !head->l1_dirty)
+	head->l1_states = mem_new_array(h->l1_size, sizeof *head->l1_states);
+	if (!head->l1 || !head->l1_states)
 		return -ENOMEM;
 	int err = file_read_padded(head->fd, head->l1, (size_t)h->l1_size * 8, h->l1_offset);
 	return err ? reason_set(why, err, "reading the L1 table: %s", strerror(-err)) : 0;
@@ -37,9 +37,9 @@ void tables_done(struct head *head)
 		head->buckets[i] = NULL;
 	}
 	free(head->l1);
-	free(head->l1_dirty);
+	free(head->l1_states);
 	head->l1 = NULL;
-	head->l1_dirty = NULL;
+	head->l1_states = NULL;
 	list_init(&head->ages);
 	list_init(&head->dirty);
 	head->nr_pages = head->nr_l1_dirty = 0;
@@ -212,14 +212,18 @@ static int new_l2(struct head *head, uint64_t l1_index)
 	uint64_t host_off = 0;
 	bool fresh = false;
 	int err = space_alloc(&head->space, &host_off, &fresh);
-	if (!err && !fresh)
-		err = zero_cluster(head, host_off);
-	if (!err && (err = claim_space(head, head->header.l1_offset + l1_index * 8)))
-		space_release(&head->space, host_off);
 	if (err)
 		return err;
+	if (!fresh)
+		err = zero_cluster(head, host_off);
+	if (!err)
+		err = claim_space(head, head->header.l1_offset + l1_index * 8);
+	if (err) {
+		space_release(&head->space, host_off);
+		return err;
+	}
 	head->l1[l1_index] = be64_make(host_off | QCOW2_COPIED);
-	head->l1_dirty[l1_index] = true;
+	head->l1_states[l1_index] = L1_NEW;
 	head->nr_l1_dirty++;
 	return 0;
 }
@@ -264,7 +268,7 @@ void tables_dirty_locked(struct head *head, struct l2_page *page)
 	}
 }
 
-/* --- writing (F1 to F4) ---------------------------------------------------------------------------------------------------- */
+/* --- writing (F1 to F6) ---------------------------------------------------------------------------------------------------- */
 
 /* What a flush writes: copies, so that guest writes go on meanwhile. */
 struct flush_set {
@@ -294,13 +298,19 @@ static int compare_places(const void *a, const void *b)
 	return x < y ? -1 : x > y;
 }
 
+/* Whether an L1 entry on disk names its table, or may: a flush may have failed after it had written the entry. */
+static bool is_known(const struct head *head, const struct l2_page *page)
+{
+	return head->l1_states[page->l1_index] != L1_NEW;
+}
+
 /* The dirty pages whose tables are KNOWN, or aren't. */
 static void pick_pages(struct head *head, struct flush_set *set, bool known)
 {
 	size_t first = set->nr_pages;
 	for (struct list *node = head->dirty.next; node != &head->dirty; node = node->next) {
 		struct l2_page *page = list_entry(node, struct l2_page, dirty_link);
-		if (head->l1_dirty[page->l1_index] != known)
+		if (is_known(head, page) == known)
 			set->pages[set->nr_pages++] = page;
 	}
 	qsort(set->pages + first, set->nr_pages - first, sizeof *set->pages, compare_places);
@@ -325,14 +335,14 @@ static void collect_pages(struct head *head, struct flush_set *set)
 static void collect_l1(struct head *head, struct flush_set *set)
 {
 	for (uint64_t i = 0; i < head->header.l1_size && set->nr_l1 < head->nr_l1_dirty; i++) {
-		if (!head->l1_dirty[i])
+		if (head->l1_states[i] == L1_STABLE)
 			continue;
 		set->l1_indices[set->nr_l1] = i;
 		set->l1_entries[set->nr_l1++] = head->l1[i];
 	}
 }
 
-/* F1, the part under the lock. L1 entries stay marked until they are stable: their tables are unknown till then. */
+/* F1, the part under the lock. L1 entries are written again until they are stable. */
 static int collect(struct head *head, struct flush_set *set)
 {
 	size_t nr_dirty = atomic_load(&head->nr_dirty);
@@ -385,9 +395,19 @@ static int write_known_tables(const struct head *head, const struct flush_set *s
 	return write_pages(head, set, set->nr_unknown, set->nr_pages);
 }
 
-static int write_l1(const struct head *head, const struct flush_set *set)
+/* From here on the tables may be seen, whatever becomes of this flush. */
+static void name_tables(struct head *head, const struct flush_set *set)
+{
+	pthread_mutex_lock(&head->lock);
+	for (size_t i = 0; i < set->nr_l1; i++)
+		head->l1_states[set->l1_indices[i]] = L1_NAMED;
+	pthread_mutex_unlock(&head->lock);
+}
+
+static int write_l1(struct head *head, const struct flush_set *set)
 {
 	int err = 0;
+	name_tables(head, set);
 	for (size_t i = 0; i < set->nr_l1 && !err; i++)
 		err = file_write(head->fd, &set->l1_entries[i], 8, head->header.l1_offset + set->l1_indices[i] * 8);
 	return err;
@@ -395,14 +415,11 @@ static int write_l1(const struct head *head, const struct flush_set *set)
 
 static int write_size(const struct head *head, const struct flush_set *set)
 {
-	if (!set->size_dirty)
-		return 0;
 	be64 size = be64_make((set->virtual_size + 511) & ~511ull);
 	return file_write(head->fd, &size, sizeof size, offsetof(struct qcow2_header_disk, virtual_size));
 }
 
-/* I7 */
-static void fail_tables(struct head *head, int err)
+void tables_fail(struct head *head, int err)
 {
 	pthread_mutex_lock(&head->lock);
 	head->failed = err;
@@ -413,7 +430,7 @@ int tables_barrier(struct head *head)
 {
 	int err = file_sync(head->fd);
 	if (err)
-		fail_tables(head, err);
+		tables_fail(head, err);
 	return err;
 }
 
@@ -432,7 +449,7 @@ static void settle_pages_locked(struct head *head, const struct flush_set *set, 
 static void settle_l1_locked(struct head *head, const struct flush_set *set)
 {
 	for (size_t i = 0; i < set->nr_l1; i++)
-		head->l1_dirty[set->l1_indices[i]] = false;
+		head->l1_states[set->l1_indices[i]] = L1_STABLE;
 	head->nr_l1_dirty -= set->nr_l1;
 }
 
@@ -450,28 +467,11 @@ static int write_set(struct head *head, const struct flush_set *set)
 	if (!err)
 		err = write_l1(head, set);
 	if (!err)
-		err = write_size(head, set);
-	return err ? err : tables_barrier(head); /* F4 */
-}
-
-int tables_write(struct head *head)
-{
-	struct flush_set set = {0};
-	pthread_mutex_lock(&head->lock);
-	int err = head->failed;
-	if (!err)
-		err = collect(head, &set);
-	pthread_mutex_unlock(&head->lock);
-	if (!err) {
-		err = write_set(head, &set);
-		pthread_mutex_lock(&head->lock);
-		settle_pages_locked(head, &set, err != 0);
-		if (!err)
-			settle_l1_locked(head, &set);
-		pthread_mutex_unlock(&head->lock);
-	}
-	flush_set_done(&set);
-	return err;
+		err = tables_barrier(head); /* F4: what a longer disk hides of what lies beneath is hidden before it is longer */
+	if (err || !set->size_dirty)
+		return err;
+	err = write_size(head, set);
+	return err ? err : tables_barrier(head); /* F6 */
 }
 
 /* --- growing the L1 table (G1 to G5) ------------------------------------------------------------------------------------------ */
@@ -489,18 +489,9 @@ static void release_run(struct head *head, uint64_t host_off, uint64_t nr)
 	pthread_mutex_unlock(&head->lock);
 }
 
-/* G2 to G5. */
-static int write_l1_at(struct head *head, uint64_t l1_offset, uint32_t l1_size)
+/* The L1 table's place and length as the header says them, which lie in one sector. */
+static int name_l1(const struct head *head, uint64_t l1_offset, uint32_t l1_size)
 {
-	int err = extend_file(head);
-	if (!err && head->is_device)
-		err = raw_write_zeros(head->fd, l1_offset, (uint64_t)l1_size * 8);
-	if (!err) /* what follows is zeros: it lay behind the file's end */
-		err = file_write(head->fd, head->l1, (size_t)head->header.l1_size * 8, l1_offset);
-	if (!err)
-		err = tables_barrier(head); /* G3: the copy is stable before the header names it */
-	if (err)
-		return err;
 	be32 size = be32_make(l1_size);
 	be64 offset = be64_make(l1_offset);
 	char both[sizeof size + sizeof offset];
@@ -508,17 +499,65 @@ static int write_l1_at(struct head *head, uint64_t l1_offset, uint32_t l1_size)
 		      "one write");
 	memcpy(both, &size, sizeof size);
 	memcpy(both + sizeof size, &offset, sizeof offset);
-	err = file_write(head->fd, both, sizeof both, offsetof(struct qcow2_header_disk, l1_size));
+	return file_write(head->fd, both, sizeof both, offsetof(struct qcow2_header_disk, l1_size));
+}
+
+/* G2 and G3. */
+static int write_l1_at(struct head *head, uint64_t l1_offset, uint32_t l1_size)
+{
+	int err = extend_file(head);
+	if (!err && head->is_device)
+		err = raw_write_zeros(head->fd, l1_offset, (uint64_t)l1_size * 8);
+	if (!err) /* what follows is zeros: it lay behind the file's end */
+		err = file_write(head->fd, head->l1, (size_t)head->header.l1_size * 8, l1_offset);
+	return err ? err : tables_barrier(head); /* G3: the copy is stable before the header names it */
+}
+
+/* After a G4 that failed the header may name the table that was to be: it is made to name the one that is, before anything else happens to either. */
+static int settle_l1_place(struct head *head)
+{
+	if (!head->l1_attempt_nr)
+		return 0;
+	int err = name_l1(head, head->header.l1_offset, head->header.l1_size);
+	if (!err)
+		err = tables_barrier(head);
+	if (!err) {
+		release_run(head, head->l1_attempt_off, head->l1_attempt_nr);
+		head->l1_attempt_nr = 0;
+	}
+	return err;
+}
+
+int tables_write(struct head *head)
+{
+	struct flush_set set = {0};
+	pthread_mutex_lock(&head->lock);
+	int err = head->failed;
+	pthread_mutex_unlock(&head->lock);
+	if (!err)
+		err = settle_l1_place(head);
 	if (err)
-		fail_tables(head, err); /* which of the two the header names isn't known */
-	return err ? err : tables_barrier(head); /* G5: the header is stable before the old table's place is used for anything else */
+		return err;
+	pthread_mutex_lock(&head->lock);
+	err = collect(head, &set);
+	pthread_mutex_unlock(&head->lock);
+	if (!err) {
+		err = write_set(head, &set);
+		pthread_mutex_lock(&head->lock);
+		settle_pages_locked(head, &set, err != 0);
+		if (!err)
+			settle_l1_locked(head, &set);
+		pthread_mutex_unlock(&head->lock);
+	}
+	flush_set_done(&set);
+	return err;
 }
 
 static int move_l1(struct head *head, uint32_t l1_size)
 {
 	auto_free be64 *l1 = mem_new_array(l1_size, sizeof *l1);
-	auto_free bool *l1_dirty = mem_new_array(l1_size, sizeof *l1_dirty);
-	if (!l1 || !l1_dirty)
+	auto_free enum l1_state *l1_states = mem_new_array(l1_size, sizeof *l1_states);
+	if (!l1 || !l1_states)
 		return -ENOMEM;
 	memcpy(l1, head->l1, (size_t)head->header.l1_size * 8);
 	uint64_t l1_offset = 0, nr = clusters_of(head, (uint64_t)l1_size * 8);
@@ -532,12 +571,21 @@ static int move_l1(struct head *head, uint32_t l1_size)
 		release_run(head, l1_offset, nr);
 		return err;
 	}
+	err = name_l1(head, l1_offset, l1_size); /* G4 */
+	if (err) {
+		head->l1_attempt_off = l1_offset;
+		head->l1_attempt_nr = nr;
+		return err;
+	}
+	err = tables_barrier(head); /* G5: the header is stable before the old table's place is used for anything else */
+	if (err)
+		return err;
 	uint64_t old_offset = head->header.l1_offset, old_nr = clusters_of(head, (uint64_t)head->header.l1_size * 8);
 	pthread_mutex_lock(&head->lock);
 	free(head->l1);
-	free(head->l1_dirty);
+	free(head->l1_states);
 	head->l1 = take_ptr(l1);
-	head->l1_dirty = take_ptr(l1_dirty);
+	head->l1_states = take_ptr(l1_states);
 	head->header.l1_offset = l1_offset;
 	head->header.l1_size = l1_size;
 	pthread_mutex_unlock(&head->lock);

@@ -45,6 +45,9 @@ void disk_leave(void);
 /* FICLONERANGE works (by copying), as on a filesystem that shares blocks; else it is -EOPNOTSUPP, and no step. */
 void disk_allow_clones(void);
 
+/* Who looks at the clock finds it SECONDS later each time. */
+void disk_hurry(unsigned seconds);
+
 /* The step with number NTH (the first is 0) from now on fails as KIND says; with FOR_GOOD all later ones too (for ENOSPC: those that need space;
  * syncs, holes, unlinks and renames go on). */
 void disk_arm(enum fault_kind kind, uint64_t nth, bool for_good);

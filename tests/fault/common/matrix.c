@@ -1,6 +1,7 @@
 #include "matrix.h"
 
 #include <errno.h>
+#include <ftw.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -15,6 +16,7 @@
 #define HANGS_S	     300 /* a process that takes longer */
 #define FAILURES_MAX 8
 #define STEP_NAMES_MAX 400
+#define ALIKE_MAX    40 /* of one scenario's steps of one name: the first ones and the last ones, and some between */
 
 /* --- what can happen to a step --------------------------------------------------------------------------------------------- */
 
@@ -63,6 +65,18 @@ static struct {
 } names_seen[STEP_NAMES_MAX];
 static unsigned nr_names;
 static unsigned nr_failures, nr_done, nr_missed;
+static unsigned cell_dice;
+static const struct scenario *cell_scenario;
+
+const struct scenario *matrix_scenario(void)
+{
+	return cell_scenario;
+}
+
+unsigned matrix_dice(void)
+{
+	return cell_dice;
+}
 
 static unsigned name_index(const char *name)
 {
@@ -135,13 +149,15 @@ static int wait_one(pid_t pid)
 	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
+static int remove_one(const char *path, const struct stat *st, int kind, struct FTW *ftw)
+{
+	(void)st, (void)kind, (void)ftw;
+	return remove(path);
+}
+
 static void remove_tree(const char *path)
 {
-	char cmd[5000];
-	if (access(path, F_OK) < 0)
-		return;
-	snprintf(cmd, sizeof cmd, "chmod -R u+rwX '%s' && rm -rf '%s'", path, path);
-	if (system(cmd) != 0)
+	if (nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS) != 0 && errno != ENOENT)
 		die(path);
 }
 
@@ -215,6 +231,8 @@ static void lay_out(const struct scenario *s)
 static const char *try_cell(const struct scenario *s, const struct cell_kind *kind, uint64_t nth, unsigned dice)
 {
 	static char what[100];
+	cell_dice = dice;
+	cell_scenario = s;
 	lay_out(s);
 	pid_t pid = fork_one();
 	if (!pid)
@@ -255,23 +273,37 @@ static bool is_write(const char *name)
 	return len > 7 && strcmp(name + len - 7, ": write") == 0;
 }
 
+/* Whether the Ith of NR alike is one of those that are tried. */
+static bool is_tried(uint64_t i, uint64_t nr)
+{
+	return i < ALIKE_MAX / 4 || i + ALIKE_MAX / 4 >= nr || i % (nr / (ALIKE_MAX / 2) + 1) == 0;
+}
+
 static void add_cells(unsigned scenario)
 {
-	for (uint64_t n = 0; n < disk_nr_steps(); n++) {
-		bool needs_space = false;
+	static uint64_t nr_alike[STEP_NAMES_MAX], nr_before[STEP_NAMES_MAX];
+	memset(nr_alike, 0, sizeof nr_alike);
+	memset(nr_before, 0, sizeof nr_before);
+	bool needs_space = false;
+	for (uint64_t n = 0; disk_step_name(n, &needs_space); n++)
+		nr_alike[name_index(disk_step_name(n, &needs_space))]++;
+	for (uint64_t n = 0; disk_step_name(n, &needs_space); n++) {
 		const char *name = disk_step_name(n, &needs_space);
-		for (unsigned k = 0; name && k < NR_KINDS; k++)
+		unsigned i = name_index(name);
+		for (unsigned k = 0; is_tried(nr_before[i], nr_alike[i]) && k < NR_KINDS; k++)
 			if (cell_kinds[k].fault != FAULT_READ_EIO && (needs_space || !cell_kinds[k].only_space) && (is_write(name) || !cell_kinds[k].only_writes))
 				add_cell(scenario, k, n, name);
+		nr_before[i]++;
 	}
 	for (uint64_t n = 0; n < disk_nr_reads(); n++)
-		for (unsigned k = 0; k < NR_KINDS; k++)
+		for (unsigned k = 0; is_tried(n, disk_nr_reads()) && k < NR_KINDS; k++)
 			if (cell_kinds[k].fault == FAULT_READ_EIO)
 				add_cell(scenario, k, n, "(reads)");
 }
 
 static void prepare(const struct scenario *s)
 {
+	cell_scenario = s;
 	if (mkdir(place(s, ""), 0700) < 0)
 		die(place(s, ""));
 	pid_t pid = fork_one();
@@ -302,7 +334,7 @@ static void run_once(unsigned i)
 	       (unsigned long long)(nr_cells - before));
 }
 
-/* First one of each kind at each name of a step, then the next one of each, and so on. */
+/* First each name of a step once, then each name in each way, and so on. */
 static int compare_orders(const void *a, const void *b)
 {
 	const struct cell *x = a, *y = b;
@@ -312,8 +344,12 @@ static int compare_orders(const void *a, const void *b)
 static void order_cells(void)
 {
 	qsort(cells, nr_cells, sizeof *cells, compare_orders);
-	for (size_t i = 0; i < nr_cells; i++)
-		cells[i].order = names_seen[cells[i].name].nr_begun[cells[i].kind]++ << 16 | cells[i].order >> 16;
+	static bool begun[STEP_NAMES_MAX];
+	for (size_t i = 0; i < nr_cells; i++) {
+		unsigned round = names_seen[cells[i].name].nr_begun[cells[i].kind]++ + 1;
+		cells[i].order = (begun[cells[i].name] ? round << 16 : 0) | cells[i].order >> 16;
+		begun[cells[i].name] = true;
+	}
 	qsort(cells, nr_cells, sizeof *cells, compare_orders);
 }
 
@@ -383,7 +419,8 @@ static int run_all(const char *program, unsigned budget, const char *const *must
 	for (unsigned i = 0; i < nr_scenarios; i++)
 		run_once(i);
 	order_cells();
-	for (size_t i = 0; i < nr_cells && nr_failures < FAILURES_MAX && now_s() < end; i++)
+	/* Each name once, whatever time that takes. */
+	for (size_t i = 0; i < nr_cells && nr_failures < FAILURES_MAX && (now_s() < end || cells[i].order < 1 << 16); i++)
 		do_cell(&cells[i], program);
 	print_table();
 	printf("%u of %zu cells, %u of which nothing struck\n", nr_done, nr_cells, nr_missed);
@@ -406,7 +443,7 @@ static int run_named(int argc, char **argv)
 				printf("%5llu %s\n", (unsigned long long)n, disk_step_name(n, &needs_space));
 			}
 		for (size_t c = 0; c < nr_cells; c++)
-			if (argc > 2 && strcmp(cell_kinds[cells[c].kind].name, argv[2]) == 0 && (argc == 3 || strtoull(argv[3], NULL, 10) == cells[c].nth)) {
+			if (argc > 2 && (strcmp(argv[2], "all") == 0 || strcmp(cell_kinds[cells[c].kind].name, argv[2]) == 0) && (argc == 3 || strtoull(argv[3], NULL, 10) == cells[c].nth)) {
 				cells[c].scenario = i;
 				do_cell(&cells[c], argv[0]);
 			}

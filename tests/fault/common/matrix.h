@@ -25,11 +25,15 @@ struct scenario {
 /* Tells the world: all that is in *PROMISE now holds, and what it told before no longer need. */
 void matrix_promised(struct promise *promise);
 
+/* Of the cell that is run: its scenario, and dice that are the same ones each time with the same SEED. */
+const struct scenario *matrix_scenario(void);
+unsigned matrix_dice(void);
+
 /* main() of a test: runs all cells of NR scenarios that fit into the time (all of them with NIGHTLY in the environment; else as many as fit
  * in about BUDGET seconds, evenly spread, begun at a place that SEED in the environment says), prints for each step name how often each kind of fault
  * struck it, and fails when a promise was broken, when a step has no name, or when a name in MUST (NULL-terminated) was never struck.
  * MUST has names with their kind of call ("refcounts: write") or without. NAME SCENARIO lists a scenario's steps; NAME SCENARIO KIND [NTH] runs its cells
- * of that kind, or one, and leaves its directory there. */
+ * of that kind (or "all"), or one, and leaves its directory there. */
 int matrix_main(int argc, char **argv, const struct scenario *scenarios, size_t nr, unsigned budget, const char *const *must);
 
 #endif

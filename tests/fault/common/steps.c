@@ -14,6 +14,7 @@ const struct step_name step_names[] = {
 	{"give_space", "preallocation"},
 	{"head_prealloc.c:write_space", "preallocation"},
 	{"zero_cluster", "L2 tables (new)"},
+	{"claim_space", "table space"},
 	{"extend_file", "file's end"},
 	{"write_new_tables", "L2 tables (new)"},
 	{"write_known_tables", "L2 tables"},
@@ -41,9 +42,17 @@ const struct step_name step_names[] = {
 	{"raw_resize", "raw size"},
 	{"raw_head_zero", "raw hole"},
 	{"raw_write_back", "raw flush"},
+	/* where these were inlined: the overlay's steps have names of their own */
+	{"head_write", "raw data"},
+	{"head_discard", "raw hole"},
+	{"flush_for_all", "raw flush"},
 	{"head_clone_extent", "raw clone"},
 	/* lib/block/fill.c */
 	{"copy_piece", "full raw"},
 	{"view_fill_raw", "full raw"},
 	{"flat_make", "flat copy"},
+	/* what tests/fault/head.c does as the store does it */
+	{"do_freeze", "freeze"},
+	{"do_rebase", "layer deletion"},
+	{"do_push", "merge push"},
 	{NULL, NULL}};
