@@ -225,6 +225,8 @@ int manifest_save(struct store *store, struct vm *vm, struct reason *why)
 	err = file_replace(dirfd, MANIFEST_NAME, text, len, 0600);
 	if (err == -ENOSPC || err == -EDQUOT)
 		err = spare_replace(store, dirfd, MANIFEST_NAME, text, len) ? err : 0;
+	else if (!err)
+		spare_restore(store);
 	if (err)
 		return reason_set(why, err, "%s/vms/%s/" MANIFEST_NAME ": %s", store->store_dir, vm->uuid, strerror(-err));
 	struct stat st;

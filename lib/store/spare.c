@@ -26,12 +26,12 @@ static void write_in_place(int fd)
 }
 
 /* Written, not fallocated: what is only reserved may need space when it is written. */
-static void lengthen(int fd)
+static bool lengthen(int fd)
 {
 	static const char zeros[4096];
 	struct stat st;
 	if (fstat(fd, &st) < 0)
-		return;
+		return false;
 	if (st.st_size == 0)
 		write_in_place(fd);
 	uint64_t end = (uint64_t)st.st_size;
@@ -42,15 +42,24 @@ static void lengthen(int fd)
 		end += len;
 	}
 	/* Only what the disk has taken is there when it is needed. */
-	if (end > (uint64_t)st.st_size && file_sync(fd) && ftruncate(fd, st.st_size) < 0)
-		return;
+	if (end > (uint64_t)st.st_size && file_sync(fd))
+		end = ftruncate(fd, st.st_size) < 0 ? 0 : (uint64_t)st.st_size;
+	return end >= WANTED_SIZE;
 }
 
 void spare_make(struct store *store)
 {
 	auto_close int fd = openat(store->store_fd, NAME, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-	if (fd >= 0)
-		lengthen(fd);
+	atomic_store(&store->spare_is_short, fd < 0 || !lengthen(fd));
+}
+
+void spare_restore(struct store *store)
+{
+	if (!atomic_load(&store->spare_is_short))
+		return;
+	pthread_mutex_lock(&store->spare_lock);
+	spare_make(store);
+	pthread_mutex_unlock(&store->spare_lock);
 }
 
 static int replace(struct store *store, int fd, int dirfd, const char *name, const void *data, size_t len)

@@ -77,6 +77,7 @@ struct store {
 	bool lacks_pools; /* there are files of ours in pools that weren't given: what lies beneath them isn't known */
 
 	pthread_mutex_t spare_lock; /* one at a time writes into STORE/spare; see spare.h */
+	atomic_bool spare_is_short;
 	pthread_rwlock_t layout;
 	pthread_mutex_t lock;
 	/* protected by lock */
