@@ -75,7 +75,9 @@ static int make_real(const char *path, char **ret)
 	struct stat st;
 	struct statvfs vfs;
 	/* Not stat(): attributes may be remembered from when the daemon lived. Dead mounts can lie on top of each other. */
-	while (statvfs(path, &vfs) < 0 && errno == ENOTCONN) {
+	while (statvfs(path, &vfs) < 0 && (errno == ENOTCONN || errno == ECONNABORTED)) {
+		if (errno == ECONNABORTED)
+			continue; /* it died while we asked */
 		auto_free char *dead = real_path_of_dead(path);
 		int err = dead ? unmount_dead(dead) : -errno;
 		if (err)
