@@ -4,7 +4,7 @@
 # shellcheck source=tests/lib.sh
 . "$(dirname "$0")/../lib.sh"
 need_root
-need qemu-img qemu-io python3 mkfs.ext4 mkfs.xfs mkfs.btrfs
+need qemu-img qemu-io python3 mkfs.ext4 mkfs.xfs
 
 echo "seed $SEED"
 rng_seed "$SEED"
@@ -24,7 +24,6 @@ filesystem() { # TYPE [OPTION...]
 	case $type in
 	ext4) mkfs.ext4 -q -m 0 "$@" disk.img ;;
 	xfs) mkfs.xfs -q -m reflink=1 disk.img ;;
-	btrfs) mkfs.btrfs -q -m single disk.img ;;
 	esac
 	mkdir -p full
 	mount -o loop disk.img full || skip "no loop device"
@@ -210,12 +209,98 @@ story() { # OPTION...
 	umount full
 }
 
+# The store is elsewhere; a pool fills up.
+full_pool() {
+	mount_at "$source" mnt -o "pool=p:$full"
+	cp want.img mnt/pools/p/gone.img
+	cp --sparse=never want.img mnt/pools/p/there.qcow2
+	cp want.img pool.model
+	fill 4
+	refused ENOSPC cp --sparse=never want.img mnt/pools/p/new.img
+	rm -f mnt/pools/p/new.img
+	echo "base inpool mode=full pool=p" >mnt/vms/box/actions/clone
+	wait_until 60 grep -q "state: failed.*No space" mnt/jobs/* || fail "no job tells of it: $(cat mnt/jobs/*)"
+	fill 0
+	refused ENOSPC cp --sparse=never want.img mnt/pools/p/new.img
+	same want.img mnt/pools/p/there.qcow2
+	same want.img mnt/clones/inpool/disks/vda.img
+	rm -f mnt/pools/p/new.img
+	rm mnt/pools/p/gone.img || fail "nothing can be removed from a full pool"
+	room
+	end_of_jobs
+	same want.img mnt/clones/inpool/disks/vda.img
+	unmount mnt
+	check_image full/there.qcow2
+	mount_at "$source" mnt -o "pool=p:$full"
+	same want.img mnt/clones/inpool/disks/vda.img
+	same want.img mnt/pools/p/there.qcow2
+	rm -r mnt/clones/inpool mnt/pools/p/there.qcow2
+	end_of_jobs
+	unmount mnt
+	equal 0 "$(find full -maxdepth 1 -type f | wc -l)" "files left in the pool"
+	umount full
+	rm -r "$source/.vmsnapfs"
+}
+
+# There is space, but nothing to name a file by.
+few_inodes() {
+	local nr=0
+	mount_at "$source" mnt -o "store=$store"
+	mkdir $clones/box@base/first
+	mkdir $clones/first/snapshots/s
+	while mkdir $clones/box@base/c$nr 2>refused; do
+		nr=$((nr + 1))
+		[ $nr -lt 200 ] || fail "there are enough inodes"
+	done
+	grep -q "No space left" refused || fail "$(cat refused)"
+	while : >"full/$RANDOM$RANDOM"; do :; done 2>/dev/null
+	refused ENOSPC mkdir $clones/first/snapshots/new
+	cp want.img first.model
+	nr_writes=50 write_disk buffered first all
+	rmdir $clones/first/snapshots/s || fail "a snapshot can't be deleted without inodes"
+	rmdir $clones/c0 || fail "a clone can't be removed without inodes"
+	mkdir $clones/box@base/again || mkdir $clones/first/snapshots/again || fail "what was given back is of no use"
+	right first
+	unmount mnt
+	mount_at "$source" mnt -o "store=$store"
+	[ ! -e mnt/clones/c0 ] || fail "c0 is there again"
+	right first
+	unmount mnt
+	umount full
+}
+
+# A limit of the daemon's: an error for who writes, and no end of it.
+small_files() {
+	RUN_AS="prlimit --fsize=$((8 << 20))" mount_at "$source" mnt -o "store=$PWD/limited"
+	mkdir $clones/box@base/long
+	! dd if=want.img of=$clones/long/disks/vda.img bs=64k conv=notrunc status=none 2>refused || fail "there is no limit"
+	grep -q "File too large\|No space left" refused || fail "$(cat refused)"
+	dd if=/dev/zero of=$clones/long/disks/vda.img bs=64k count=2 conv=notrunc,fsync status=none
+	is_alive mnt || fail "the daemon has ended"
+	unmount mnt
+	mount_at "$source" mnt -o "store=$PWD/limited"
+	same <(head -c 128k /dev/zero) <(head -c 128k $clones/long/disks/vda.img)
+	rmdir $clones/long
+	unmount mnt
+}
+
 for ((round = 0; round < rounds; round++)); do
 	say "ext4, the store on it"
 	source=$PWD/src store=$full/store shares=no
 	make_source "$source"
 	filesystem ext4
 	story -o store="$store"
+
+	say "few inodes"
+	filesystem ext4 -N 96
+	few_inodes
+
+	say "a pool"
+	filesystem ext4
+	full_pool
+
+	say "a limit to the size of files"
+	small_files
 	rm -r "$source"
 
 	say "XFS, all on it"
@@ -223,4 +308,5 @@ for ((round = 0; round < rounds; round++)); do
 	source=$full/src store=$full/src/.vmsnapfs shares=yes
 	make_source "$source"
 	story
+
 done
