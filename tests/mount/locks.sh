@@ -57,6 +57,24 @@ img check "$src/web.qcow2"
 img snapshot -c more "$src/web.qcow2" && img snapshot -d more "$src/web.qcow2"
 io "$src/base.qcow2" qcow2 "write -P 1 0 64k"
 
+say "a copy waits for who writes to its source, and goes on by itself (looked at in the end)"
+cp "$src/base.qcow2" "$src/held.qcow2"
+img create -f qcow2 -F qcow2 -b held.qcow2 "$src/over.qcow2"
+wait_until 10 test -e mnt/clones/over@held
+mkdir mnt/clones/over@held/waits
+mkfifo hold
+qemu-io -f qcow2 "$src/held.qcow2" <hold >hold.log 2>&1 &
+holder=$!
+exec 6>hold
+echo "read 0 512" >&6
+wait_until 20 grep -q "read 512" hold.log
+echo all >mnt/clones/waits/actions/flatten
+waits() { [ "$(events_with mnt "in use by another program (a running VM?)")" -gt 0 ]; }
+wait_until 30 waits || fail "a job didn't mind a writer: $(cat mnt/events)"
+[ -n "$(find mnt/jobs -name "*waits*")" ] || fail "the job isn't there any more: $(ls mnt/jobs)"
+exec 6>&-
+wait $holder
+
 say "a VM runs: its disk is busy, what lies beneath and its internal snapshots are served"
 run_qemu one "$src/web.qcow2,qcow2" || fail "$(cat one.log)"
 refused EBUSY cat $vm/disks/vda.img
@@ -72,7 +90,8 @@ same want/inside.img mnt/clones/from-inside/disks/vda.img
 same want/base.img mnt/clones/from-base/disks/vda.img
 
 say "it takes snapshots meanwhile"
-wait_until 20 jobs_done mnt
+others_done() { [ "$(find mnt/jobs -type f ! -name "*waits*" | wc -l)" = 0 ]; }
+wait_until 60 others_done
 qmp one blockdev-snapshot-internal-sync '{"device": "d0", "name": "live"}' >/dev/null
 qemu_io one "write -P 10 0 512k"
 oracle "$src/web.qcow2" qcow2 want/live.img live
@@ -171,6 +190,11 @@ python3 - $disk <<-'PY'
 	assert os.wait()[1] == 0
 PY
 exec 7<&-
+
+say "the copy that waited"
+wait_until 60 jobs_done mnt || fail "still there: $(cat mnt/jobs/*)"
+rm "$src/held.qcow2" "$src/over.qcow2"
+same want/base.img mnt/clones/waits/disks/vda.img "a clone that depends on nothing"
 
 say "two daemons on one store"
 mkdir other
