@@ -99,8 +99,9 @@ bool file_is_temporary(const char *name)
 	return *name == '.' && len > 5 && strcmp(name + len - 4, ".tmp") == 0;
 }
 
-int file_replace(int dirfd, const char *name, const void *data, size_t len, mode_t mode)
+int file_replace(int dirfd, const char *name, const void *data, size_t len, mode_t mode, bool *ret_unsure)
 {
+	bool renamed = false;
 	char tmp[300];
 	if ((size_t)snprintf(tmp, sizeof tmp, ".%s.tmp", name) >= sizeof tmp)
 		return -ENAMETOOLONG;
@@ -114,11 +115,14 @@ int file_replace(int dirfd, const char *name, const void *data, size_t len, mode
 	int err = file_write(fd, data, len, 0);
 	if (!err && fsync(fd) < 0)
 		err = -errno;
-	if (!err && renameat(dirfd, tmp, dirfd, name) < 0)
-		err = -errno;
-	if (!err)
-		err = dir_sync(dirfd);
-	else
+	/* A rename that failed may have been done all the same (by a server that was asked twice, say). */
+	if (!err) {
+		renamed = true;
+		err = renameat(dirfd, tmp, dirfd, name) < 0 ? -errno : dir_sync(dirfd);
+	}
+	if (err)
 		unlinkat(dirfd, tmp, 0);
+	if (err && ret_unsure)
+		*ret_unsure = renamed;
 	return err;
 }

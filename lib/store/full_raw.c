@@ -133,7 +133,7 @@ static int save_checkpoint(const struct checkpoints *c, uint64_t off)
 		return dirfd;
 	file_facts(c->fd, facts);
 	int len = snprintf(text, sizeof text, "<fill layer='%s' source='%s' file='%s' done='%" PRIu64 "'/>\n", c->layer, c->source, facts, off);
-	return file_replace(dirfd, name, text, (size_t)len, 0600);
+	return file_replace(dirfd, name, text, (size_t)len, 0600, NULL);
 }
 
 /* That it is further than the last one says costs nothing but time. */
@@ -141,6 +141,22 @@ static int note_progress(void *ctx, uint64_t off)
 {
 	save_checkpoint(ctx, off);
 	return 0;
+}
+
+static void note_goal(void *ctx, const struct vm_disk *disk)
+{
+	const char **base = ctx;
+	if (*base && disk->full_base && strcmp(disk->full_base, *base) == 0)
+		*base = NULL;
+}
+
+/* Before any other thread. That of a file which is made, and needed, may have come back with a power cut. */
+static bool is_any_goal(const struct store *store, const char *base)
+{
+	for (size_t e = 0; base && e < store->nr_entries; e++)
+		if (store->entries[e]->vm)
+			vm_each_layer(store->entries[e]->vm, note_goal, &base);
+	return !base;
 }
 
 void full_raw_clear_leftovers(struct store *store)
@@ -151,13 +167,15 @@ void full_raw_clear_leftovers(struct store *store)
 	for (struct dirent *de; (de = readdir(dir));) {
 		char base[LAYER_NAME_MAX];
 		size_t len = strlen(de->d_name);
+		if (file_is_temporary(de->d_name))
+			unlinkat(dirfd(dir), de->d_name, 0);
 		if (len < 5 || len - 4 >= sizeof base || strcmp(de->d_name + len - 4, ".xml") != 0)
 			continue;
 		snprintf(base, sizeof base, "%.*s", (int)(len - 4), de->d_name);
 		char *mark = strchr(base, '!');
 		if (mark)
 			*mark = '/';
-		if (layer_name_is_valid(base) && !layers_is_wanted(store, base))
+		if (layer_name_is_valid(base) && !is_any_goal(store, base))
 			unlinkat(dirfd(dir), de->d_name, 0);
 	}
 	closedir(dir);
@@ -190,13 +208,6 @@ int full_raw_reserve(struct store *store, const char *base, const struct layer_o
 	else
 		forget_checkpoint(store, base); /* of one that had the name before */
 	return err;
-}
-
-static void note_goal(void *ctx, const struct vm_disk *disk)
-{
-	const char **base = ctx;
-	if (*base && disk->full_base && strcmp(disk->full_base, *base) == 0)
-		*base = NULL;
 }
 
 bool full_raw_is_goal(struct store *store, struct entry *entry, const char *base)
@@ -334,7 +345,7 @@ static int fill(struct store *store, struct job *job, const char *layer, const c
 	return err;
 }
 
-/* The header of LAYER may name it though we failed to hear so: then it is no copy of what lies beneath it but that. */
+/* The header of LAYER may name it though we failed to hear so: then it is no copy of what lies beneath it but that, and stays. */
 static bool lies_beneath(struct store *store, const char *base, const struct view *view)
 {
 	char name[LAYER_NAME_MAX];
@@ -345,9 +356,7 @@ static int make_from(struct store *store, struct job *job, const char *layer, co
 		     struct reason *why)
 {
 	bool finished = layer_file_is_finished(store, base);
-	if (lies_beneath(store, base, view))
-		return reason_set(why, -EIO, "%s names %s already: it goes on with the next start", layer, base);
-	if (finished && is_for(store, base, layer, source)) {
+	if (lies_beneath(store, base, view) || (finished && is_for(store, base, layer, source))) {
 		int err = layers_pin(store, base);
 		return err ? layers_add_new(store, base, NULL) : 0;
 	}

@@ -80,14 +80,31 @@ int managed_begin_settled(struct store *store, const struct vm *vm, struct entry
 	}
 }
 
+/* vm.xml may name what was refused. It says again what the VM is; where that fails too, nothing that either may need is unlinked until the next start,
+ * which shows the one or the other. */
+static void put_back(struct store *store, struct entry *entry)
+{
+	struct vm *now = table_current(store, entry);
+	struct vm *again = now ? vm_copy(now) : NULL;
+	if (!again || manifest_save(store, again, NULL, NULL) < 0) {
+		layers_keep_all(store);
+		store_event(store, now ? now->name : NULL, "its vm.xml can't be written: what was just refused may have happened after the next start");
+	}
+	vm_put(again);
+	vm_put(now);
+}
+
 int managed_commit(struct store *store, struct entry *entry, struct vm *next, struct reason *why)
 {
+	bool unsure = false;
 	/* What can fail comes first: disk and table must say the same. */
 	pthread_mutex_lock(&store->lock);
 	int err = table_number_locked(entry, next);
 	pthread_mutex_unlock(&store->lock);
 	if (!err)
-		err = manifest_save(store, next, why);
+		err = manifest_save(store, next, &unsure, why);
+	if (unsure)
+		put_back(store, entry);
 	if (!err)
 		err = table_publish(store, entry, next);
 	if (err)
@@ -184,7 +201,7 @@ static int copy_nvram(struct store *store, const struct vm *vm, int dirfd, const
 		return -ENOMEM;
 	int err = from < 0 ? from : file_load(from, NVRAM_MAX, &bytes, &len);
 	if (!err)
-		err = file_replace(dirfd, strrchr(path, '/') + 1, bytes, len, 0600);
+		err = file_replace(dirfd, strrchr(path, '/') + 1, bytes, len, 0600, NULL);
 	if (err)
 		store_event(store, vm->name, "its NVRAM %s can't be copied: %s", source, strerror(-err));
 	return 0;
@@ -232,10 +249,19 @@ static int write_new(struct store *store, struct vm *next, const char *nvram_sou
 	if (!err && nvram_source)
 		err = copy_nvram(store, next, fd, nvram_source);
 	if (!err)
-		err = manifest_save(store, next, why);
+		err = manifest_save(store, next, NULL, why);
 	if (!err && dir_sync(store->vms_fd) < 0)
 		err = reason_set(why, -EIO, "%s/vms: can't be made durable", store->store_dir);
 	return err;
+}
+
+/* Where its vm.xml stays, the next start shows the VM: then nothing that it names may be unlinked. */
+static void take_back(struct store *store, const char *uuid)
+{
+	auto_free char *path = NULL;
+	remove_dir(store->vms_fd, uuid);
+	if (asprintf(&path, "%s/" MANIFEST_NAME, uuid) < 0 || faccessat(store->vms_fd, path, F_OK, AT_SYMLINK_NOFOLLOW) == 0 || dir_sync(store->vms_fd) < 0)
+		layers_keep_all(store);
 }
 
 int managed_add(struct store *store, struct vm *next, const char *nvram_source, struct vm **ret, struct reason *why)
@@ -251,7 +277,7 @@ int managed_add(struct store *store, struct vm *next, const char *nvram_source, 
 	}
 	if (err) {
 		if (uuid)
-			remove_dir(store->vms_fd, uuid);
+			take_back(store, uuid);
 		vm_put(next);
 		return err;
 	}

@@ -19,8 +19,6 @@
 #include "store/spare.h"
 #include "store/store_internal.h"
 
-#define MANIFEST_NAME "vm.xml"
-
 static const char *const place_words[NR_PLACES] = {[PLACE_VMS] = "vms", [PLACE_CLONES] = "clones", [PLACE_POOLS] = "pools"};
 
 int manifest_check_file_name(const char *name)
@@ -206,7 +204,7 @@ static int check_readable(const struct vm *vm, struct reason *why)
 	return same ? 0 : reason_set(why, -EINVAL, "the VM's name or configuration can't be written as XML");
 }
 
-int manifest_save(struct store *store, struct vm *vm, struct reason *why)
+int manifest_save(struct store *store, struct vm *vm, bool *ret_unsure, struct reason *why)
 {
 	auto_free char *text = NULL;
 	size_t len = 0;
@@ -222,9 +220,9 @@ int manifest_save(struct store *store, struct vm *vm, struct reason *why)
 	auto_close int dirfd = openat(store->vms_fd, vm->uuid, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 	if (dirfd < 0)
 		return reason_set(why, -errno, "%s/vms/%s: %s", store->store_dir, vm->uuid, strerror(errno));
-	err = file_replace(dirfd, MANIFEST_NAME, text, len, 0600);
+	err = file_replace(dirfd, MANIFEST_NAME, text, len, 0600, ret_unsure);
 	if (err == -ENOSPC || err == -EDQUOT)
-		err = spare_replace(store, dirfd, MANIFEST_NAME, text, len) ? err : 0;
+		err = spare_replace(store, dirfd, MANIFEST_NAME, text, len, ret_unsure) ? err : 0;
 	else if (!err)
 		spare_restore(store);
 	if (err)

@@ -36,9 +36,11 @@
 
 struct store;
 
+#define MANIFEST_NAME "vm.xml"
+
 /* Makes VM's vm.xml say what VM says, atomically and durably. The directory must be there. -EINVAL: something in it can't be
- * written as XML. Sets VM's time of change. */
-int manifest_save(struct store *store, struct vm *vm, struct reason *why);
+ * written as XML. Sets VM's time of change. *RET_UNSURE: as file_replace()'s. */
+int manifest_save(struct store *store, struct vm *vm, bool *ret_unsure, struct reason *why);
 
 /* Takes VM's vm.xml away, durably: its directory is a leftover then. */
 int manifest_remove(struct store *store, const struct vm *vm);

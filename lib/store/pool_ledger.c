@@ -224,7 +224,7 @@ static int entry_save(const struct pool *pool, const char *file, const struct po
 		len += (size_t)snprintf(text + len, sizeof text - len, "serial %s\n", entry->device.serial);
 	if (*entry->device.link)
 		len += (size_t)snprintf(text + len, sizeof text - len, "link %s\n", entry->device.link);
-	return file_replace(pool->ledger_fd, file, text, len, 0600);
+	return file_replace(pool->ledger_fd, file, text, len, 0600, NULL);
 }
 
 /* That the files' names have gone is stable before the entry goes: without it a file that came back with a power cut would be somebody else's. The entry's own
@@ -309,11 +309,13 @@ bool pool_find_device(struct pool *pool, dev_t device, char file[POOL_FILE_MAX +
 
 /* --- making files ----------------------------------------------------------------------------------------------------------- */
 
-static void unlink_part(const struct pool *pool, struct pool_entry *entry)
+/* False: it is still there, and needs its entry. */
+static bool unlink_part(const struct pool *pool, struct pool_entry *entry)
 {
-	if (*entry->part)
-		unlinkat(pool->dirfd, entry->part, 0);
+	if (*entry->part && unlinkat(pool->dirfd, entry->part, 0) < 0 && errno != ENOENT)
+		return false;
 	*entry->part = '\0';
+	return true;
 }
 
 static int begin_new(struct pool *pool, const char *file, int device, struct pool_entry *entry)
@@ -336,7 +338,8 @@ static int begin_other(struct pool *pool, const char *file, struct pool_entry *e
 	int err = id_of(pool->dirfd, file, &id);
 	if (err)
 		return err;
-	unlink_part(pool, entry);
+	if (!unlink_part(pool, entry))
+		return -EIO;
 	*entry = (struct pool_entry){.ids = {id}, .nr_ids = 1};
 	layer_name_new(stpcpy(entry->part, PART_PREFIX), "");
 	return entry_save(pool, file, entry);
@@ -465,7 +468,8 @@ static void abandon_locked(struct pool *pool, const char *file)
 	if (entry_load(pool, file, &entry) < 0)
 		return;
 	bool had_part = *entry.part;
-	unlink_part(pool, &entry);
+	if (!unlink_part(pool, &entry))
+		return;
 	if (entry.is_device ? entry.is_filling : !entry_owns(pool, &entry, file))
 		entry_drop(pool, file);
 	else if (had_part)
@@ -500,7 +504,9 @@ static int link_locked(struct pool *pool, const char *file, const char *new_file
 	err = entry_save(pool, new_file, &entry);
 	if (!err && linkat(pool->dirfd, file, pool->dirfd, new_file, 0) < 0) {
 		err = -errno;
-		entry_drop(pool, new_file);
+		/* It may have been made all the same. */
+		if (!entry_owns(pool, &entry, new_file) || unlinkat(pool->dirfd, new_file, 0) == 0)
+			entry_drop(pool, new_file);
 	}
 	return err;
 }
@@ -524,7 +530,8 @@ static void unlink_locked(struct pool *pool, const char *file)
 	struct pool_entry entry;
 	if (entry_load(pool, file, &entry) < 0)
 		return;
-	unlink_part(pool, &entry);
+	if (!unlink_part(pool, &entry))
+		return;
 	if (!entry.is_device && entry_owns(pool, &entry, file) && unlinkat(pool->dirfd, file, 0) < 0 && errno != ENOENT)
 		return;
 	entry_drop(pool, file);
@@ -550,7 +557,8 @@ static void settle(struct pool *pool, const char *file)
 		return;
 	if (!*entry.part && entry.nr_ids == 1)
 		return;
-	unlink_part(pool, &entry);
+	if (!unlink_part(pool, &entry))
+		return;
 	entry = (struct pool_entry){.ids = {id}, .nr_ids = 1};
 	entry_save(pool, file, &entry);
 }

@@ -175,7 +175,7 @@ int snapshot_write_file(struct store *store, const struct vm *vm, const struct v
 		return dirfd;
 	char name[UUID_LEN + 8];
 	snprintf(name, sizeof name, "%s.xml", snapshot->uuid);
-	err = file_replace(dirfd, name, text, strlen(text), 0600);
+	err = file_replace(dirfd, name, text, strlen(text), 0600, NULL);
 	return err ? reason_set(why, err, "%s: %s", snapshot->metadata_path, strerror(-err)) : 0;
 }
 

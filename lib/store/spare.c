@@ -62,7 +62,7 @@ void spare_restore(struct store *store)
 	pthread_mutex_unlock(&store->spare_lock);
 }
 
-static int replace(struct store *store, int fd, int dirfd, const char *name, const void *data, size_t len)
+static int replace(struct store *store, int fd, int dirfd, const char *name, const void *data, size_t len, bool *ret_unsure)
 {
 	struct stat st;
 	if (fstat(fd, &st) < 0)
@@ -75,16 +75,23 @@ static int replace(struct store *store, int fd, int dirfd, const char *name, con
 	if (!err && fsync(fd) < 0)
 		err = -errno;
 	/* What it says is stable before it has the name. */
-	if (!err && renameat2(store->store_fd, NAME, dirfd, name, RENAME_EXCHANGE) < 0)
+	if (err)
+		return err;
+	if (renameat2(store->store_fd, NAME, dirfd, name, RENAME_EXCHANGE) < 0)
 		err = -errno;
-	return err ? err : dir_sync(dirfd);
+	else
+		err = dir_sync(dirfd);
+	/* A filesystem that can't do that hasn't. */
+	if (ret_unsure)
+		*ret_unsure = err && err != -EINVAL && err != -ENOSPC;
+	return err;
 }
 
-int spare_replace(struct store *store, int dirfd, const char *name, const void *data, size_t len)
+int spare_replace(struct store *store, int dirfd, const char *name, const void *data, size_t len, bool *ret_unsure)
 {
 	pthread_mutex_lock(&store->spare_lock);
 	auto_close int fd = openat(store->store_fd, NAME, O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
-	int err = fd < 0 ? -ENOSPC : replace(store, fd, dirfd, name, data, len);
+	int err = fd < 0 ? -ENOSPC : replace(store, fd, dirfd, name, data, len, ret_unsure);
 	spare_make(store);
 	pthread_mutex_unlock(&store->spare_lock);
 	return err;

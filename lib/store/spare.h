@@ -5,6 +5,7 @@
 #ifndef STORE_SPARE_H
 #define STORE_SPARE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 struct store;
@@ -16,7 +17,7 @@ void spare_make(struct store *store);
 void spare_restore(struct store *store);
 
 /* Makes NAME, which is there, in DIRFD (in the store's filesystem) hold DATA, atomically and durably, without taking space or an inode.
- * -ENOSPC: there is no spare file, or a shorter one. */
-int spare_replace(struct store *store, int dirfd, const char *name, const void *data, size_t len);
+ * -ENOSPC: there is no spare file, or a shorter one. *RET_UNSURE: as file_replace()'s. */
+int spare_replace(struct store *store, int dirfd, const char *name, const void *data, size_t len, bool *ret_unsure);
 
 #endif

@@ -37,7 +37,7 @@ static void check_round_trip(const char *name, const char *config)
 	      text_set(&vm->disks[0].pending_snapshot, " tag\twith  blanks ") == 0 &&
 	      text_set(&vm->disks[0].pending_base, BASE ".raw") == 0 && text_set(&vm->disks[0].pending_row, "1 2.3 4 5") == 0);
 	vm->disks[0].pending_format = IMAGE_QCOW2;
-	CHECK_ERR(manifest_save(store, vm, &why), 0);
+	CHECK_ERR(manifest_save(store, vm, NULL, &why), 0);
 	CHECK_ERR(manifest_load(store, UUID, &again, &why), 0);
 	CHECK_STR(again->name, name);
 	CHECK_STR(again->config, config);
@@ -56,7 +56,7 @@ static void check_round_trip(const char *name, const char *config)
 static void check_refused_save(const char *name, const char *config)
 {
 	struct vm *vm = make_vm(name, config), *again = NULL;
-	CHECK_ERR(manifest_save(store, vm, &why), -EINVAL);
+	CHECK_ERR(manifest_save(store, vm, NULL, &why), -EINVAL);
 	CHECK_ERR(manifest_load(store, UUID, &again, &why), 0); /* the one before */
 	vm_put(vm);
 	vm_put(again);
