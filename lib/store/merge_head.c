@@ -1,5 +1,6 @@
 /* Merges whose top layer is a VM's disk, which a guest may be writing to meanwhile. */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -23,7 +24,7 @@ struct hold {
 	size_t disk;	 /* index in it */
 	struct open_head *oh;
 	bool swap_held;
-	bool unsure; /* vm.xml names the head or the raw file, and nobody knows which */
+	bool unsure; /* which of two files is the disk: they hold the same, and nobody knows which one the next start finds */
 };
 
 static int find_head(const struct vm *vm, const char *layer)
@@ -133,12 +134,26 @@ static int pull_all(struct hold *h)
 	return err ? err : flush_shared(h);
 }
 
+/* The gate is open again afterwards. */
+static int rebase_again(struct hold *h, struct reason *why)
+{
+	pthread_rwlock_wrlock(&h->oh->swap);
+	int err = is_still_top(h) ? merge_rebase_again(h->m, h->oh->head, h->oh, why) : MERGE_AGAIN;
+	pthread_rwlock_unlock(&h->oh->swap);
+	return err;
+}
+
 static int pull_into_head(struct merge *m, struct reason *why)
 {
 	struct hold h;
 	int err = hold_begin(m, &h, why);
 	if (err)
 		return err;
+	err = rebase_again(&h, why);
+	if (err != MERGE_AGAIN) {
+		int close_err = hold_end(&h);
+		return err ? err : close_err;
+	}
 	hold_unlock(&h);
 	err = pull_all(&h);
 	pthread_mutex_lock(&h.entry->change);
@@ -210,24 +225,37 @@ static int reopen(struct hold *h)
 	return err;
 }
 
-/* TMP takes the head's name. *RET_UNSURE: not, but nobody knows what a power cut leaves. */
-static int take_name(struct merge *m, const char *tmp, const char *moved, bool *ret_unsure)
+static bool are_same_file(int dirfd, const char *name, const char *other)
 {
+	struct stat st, other_st;
+	return fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 && fstatat(dirfd, other, &other_st, AT_SYMLINK_NOFOLLOW) == 0 &&
+	       st.st_ino == other_st.st_ino;
+}
+
+/* TMP takes the head's name. After a failure MOVED has it again, and *RET_UNSURE says that nobody knows what a power cut leaves: either shows the same, as long as
+ * MOVED is there too. */
+static int take_name(struct hold *h, const char *tmp, const char *moved, bool *ret_unsure)
+{
+	struct merge *m = h->m;
 	const struct layer_place top = layer_place(m->store, m->run.names[0]);
 	int dirfd = top.dirfd;
 	int err = layer_file_replace(m->store, m->run.names[0], tmp);
 	if (!err)
 		err = dir_sync(dirfd);
-	else
-		return err;
 	if (!err)
 		return 0;
-	/* What will be written to it would be lost with the name. So far, either file under that name shows the same. */
 	*ret_unsure = true;
+	if (are_same_file(dirfd, top.name, moved))
+		return err;
 	char again[LAYER_TEMPORARY_MAX];
 	bool back = layer_file_begin_replace(m->store, m->run.names[0], again) == 0 && linkat(dirfd, moved, dirfd, again, 0) == 0 &&
 		    layer_file_replace(m->store, m->run.names[0], again) == 0;
-	return back ? err : 0;
+	/* What would be written to the new one could be lost with its name. */
+	if (!back && !are_same_file(dirfd, top.name, moved)) {
+		h->unsure = true;
+		layers_keep_all(m->store);
+	}
+	return err;
 }
 
 /* The head's file becomes MOVED, under which it is frozen, and a new overlay over that has the head's name. */
@@ -253,7 +281,7 @@ static int put_over(struct hold *h, const char *moved, const struct overlay_spec
 		err = head_detach(h->oh);
 	pthread_rwlock_wrlock(&m->store->layout);
 	if (!err)
-		err = take_name(m, tmp, moved_file, ret_unsure);
+		err = take_name(h, tmp, moved_file, ret_unsure);
 	if (!err)
 		layers_grow_run(m->store, &m->run, moved);
 	pthread_rwlock_unlock(&m->store->layout);
@@ -288,7 +316,7 @@ static int restack(struct hold *h, struct reason *why)
 		return 0;
 	}
 	layer_drop(m->store, moved, unsure);
-	if (!h->oh->head)
+	if (!h->oh->head && !h->unsure)
 		reopen(h);
 	return reason_set(why, err, "%s: a new overlay over it: %s", m->run.names[0], strerror(-err));
 }
@@ -302,18 +330,18 @@ static void take_back(struct hold *h)
 		return;
 	h->unsure = true;
 	layers_keep_all(store);
-	struct vm *lost = vm_copy(h->now);
-	if (lost)
-		vm_disk_set_error(&lost->disks[h->disk], -EIO, "vm.xml can't be written: what is written to the disk now might not be found again");
-	if (lost && table_publish(store, h->entry, lost))
-		vm_put(lost);
 }
 
 /* Both hold the same: so that it stays so, nothing is written to either until the next start. */
 static int lose(struct hold *h)
 {
+	struct vm *lost = vm_copy(h->now);
 	h->oh->lost_err = -EIO;
-	store_event(h->m->store, h->now->name, "disk %s: vm.xml can't be written: the disk can't be used until the next start. Nothing is lost that was written",
+	if (lost)
+		vm_disk_set_error(&lost->disks[h->disk], -EIO, "its directory, or vm.xml, can't be written: what is written to the disk now might not be found again");
+	if (lost && table_publish(h->m->store, h->entry, lost))
+		vm_put(lost);
+	store_event(h->m->store, h->now->name, "disk %s: its directory, or vm.xml, can't be written: the disk can't be used until the next start. Nothing is lost that was written",
 		    h->now->disks[h->disk].file_name);
 	return -EIO;
 }

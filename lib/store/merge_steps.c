@@ -138,11 +138,24 @@ void merge_plan_pull(struct merge *m, const struct view *below)
 	}
 }
 
+/* How HEAD's header may say already what it is to say: an attempt before this one wrote that, and failed to hear so. */
+static bool may_be_rebased(const struct merge *m, const struct view *below)
+{
+	char name[LAYER_NAME_MAX];
+	if (!below || m->whole)
+		return !below;
+	return !layer_of_path(m->store, image_path(view_layer(below, 0)), name) || strcmp(name, m->run.names[m->into + 1]) != 0;
+}
+
 int merge_pull(struct merge *m, struct reason *why)
 {
 	struct view *below = head_below(m->dest);
+	if (may_be_rebased(m, below)) {
+		view_put(below);
+		return merge_rebase_again(m, m->dest, NULL, why);
+	}
 	/* Nobody else writes to what is being copied. */
-	int err = below ? view_lock(below, why) : MERGE_AGAIN;
+	int err = view_lock(below, why);
 	if (!err) {
 		merge_plan_pull(m, below);
 		err = head_pull(m->dest, m->nr_pulled, 0, 0, NULL); /* begins it, should there be nothing to do */
@@ -225,6 +238,31 @@ int merge_rebase(struct merge *m, struct head *head, struct open_head *oh, struc
 		frozen_put(take_ptr(oh->origin));
 	view_put(view);
 	return err;
+}
+
+/* Only where it lies over just that. Nothing is read otherwise before or after: the name is written once more to be stable. */
+int merge_rebase_again(struct merge *m, struct head *head, struct open_head *oh, struct reason *why)
+{
+	struct view *view = NULL, *below = head_below(head);
+	auto_free char *name = NULL;
+	enum image_format format = IMAGE_PROBE;
+	int err = !may_be_rebased(m, below) ? MERGE_AGAIN : m->whole ? 0 : open_below_run(m, &view, &name, &format, why);
+	if (!err && !view_equal(view, below))
+		err = MERGE_AGAIN;
+	if (!err && oh && view)
+		err = head_relock(oh, view, why);
+	if (!err) {
+		pthread_rwlock_wrlock(&m->store->layout);
+		err = head_exchange_base(head, below, view, name, format);
+		if (!err)
+			layers_close_run(m->store, &m->run, m->into);
+		if (!err && m->dest)
+			image_cache_forget(m->store->images, m->dest_st.st_dev, m->dest_st.st_ino);
+		pthread_rwlock_unlock(&m->store->layout);
+	}
+	view_put(below);
+	view_put(view);
+	return err == -ESTALE ? MERGE_AGAIN : err;
 }
 
 /* --- space ------------------------------------------------------------------------------------------------------------- */
@@ -359,6 +397,7 @@ static int take_place_locked(struct merge *m, struct reason *why)
 	struct store *store = m->store;
 	const struct layer_place top = layer_place(store, m->run.names[0]), dest = layer_place(store, m->run.names[m->into]);
 	char tmp[LAYER_TEMPORARY_MAX];
+	struct stat st;
 	if (!layers_run_is_current(store, &m->run))
 		return MERGE_AGAIN;
 	int err = layer_file_begin_replace(store, m->run.names[0], tmp);
@@ -367,6 +406,9 @@ static int take_place_locked(struct merge *m, struct reason *why)
 	if (err)
 		return reason_set(why, err, "%s/%s: %s", top.dir, top.name, strerror(-err));
 	err = layer_file_replace(store, m->run.names[0], tmp);
+	/* A rename that failed may have been done all the same. */
+	if (err && fstatat(top.dirfd, top.name, &st, AT_SYMLINK_NOFOLLOW) == 0 && st.st_ino == m->dest_st.st_ino)
+		err = 0;
 	if (err) {
 		unlinkat(top.dirfd, tmp, 0);
 		return reason_set(why, err, "%s/%s: %s", top.dir, top.name, strerror(-err));

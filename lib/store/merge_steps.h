@@ -43,6 +43,8 @@ void merge_plan_pull(struct merge *m, const struct view *below);
 int merge_pull(struct merge *m, struct reason *why);
 /* The end of a pull: HEAD, into which all was pulled, gets what is below the run beneath it. OH: it is a head in use; its swap is held. */
 int merge_rebase(struct merge *m, struct head *head, struct open_head *oh, struct reason *why);
+/* The same for an attempt before this one that failed when that was written already. MERGE_AGAIN: there was none. */
+int merge_rebase_again(struct merge *m, struct head *head, struct open_head *oh, struct reason *why);
 
 /* Writes what names[FIRST] and the NR_LAYERS - 1 below it have into the destination. */
 int merge_push(struct merge *m, size_t first, size_t nr_layers, struct reason *why);
