@@ -377,7 +377,8 @@ uint64_t disk_content(struct disk_file *file)
 
 /* --- reading and writing -------------------------------------------------------------------------------------------------------- */
 
-/* Begins an operation on the head; NULL, with *RET_ERR: it was lost. */
+/* Begins an operation on the head; NULL, with *RET_ERR: it was lost. The next one may find it again: who has heard of this knows that what he wrote last needn't be
+ * there. */
 static struct head *head_enter(struct disk_file *file, int *ret_err)
 {
 	pthread_rwlock_rdlock(&file->head->swap);
@@ -385,6 +386,7 @@ static struct head *head_enter(struct disk_file *file, int *ret_err)
 	if (!head) {
 		*ret_err = file->head->lost_err ? file->head->lost_err : -EIO;
 		pthread_rwlock_unlock(&file->head->swap);
+		head_revive(file->store, file->head);
 	}
 	return head;
 }

@@ -211,7 +211,7 @@ static int reopen(struct freezing *f, struct freeze_item *item, struct reason *w
 	if (!err)
 		err = head_attach(f->store, item->oh, item->fresh, beneath, why);
 	view_put(beneath);
-	return err;
+	return err ? head_reattach(f->store, item->oh, disk_of(f, item), why) : 0;
 }
 
 /* Step 6, or what undoes step 4: opens what the description names now. Who has no other user than us needn't be opened. */

@@ -125,8 +125,20 @@ static int open_layer(struct store *store, const char *layer, struct view *benea
 	return err;
 }
 
+/* Also when it then can't be opened: who tries again looks for it by this name. */
+static void set_layer(struct store *store, struct open_head *oh, const char *layer)
+{
+	/* What the disk was put over lies under more than this now: nothing can be shared with it any more. */
+	if (strcmp(oh->layer, layer) != 0)
+		frozen_put(take_ptr(oh->origin));
+	pthread_mutex_lock(&store->lock);
+	snprintf(oh->layer, sizeof oh->layer, "%s", layer);
+	pthread_mutex_unlock(&store->lock);
+}
+
 int head_attach(struct store *store, struct open_head *oh, const char *layer, struct view *beneath, struct reason *why)
 {
+	set_layer(store, oh, layer);
 	int err = head_relock(oh, beneath, why);
 	if (err)
 		return err;
@@ -136,12 +148,6 @@ int head_attach(struct store *store, struct open_head *oh, const char *layer, st
 		head_relock(oh, NULL, NULL);
 		return err;
 	}
-	/* What the disk was put over lies under more than this now: nothing can be shared with it any more. */
-	if (strcmp(oh->layer, layer) != 0)
-		frozen_put(take_ptr(oh->origin));
-	pthread_mutex_lock(&store->lock);
-	snprintf(oh->layer, sizeof oh->layer, "%s", layer);
-	pthread_mutex_unlock(&store->lock);
 	return 0;
 }
 
@@ -191,6 +197,7 @@ struct open_head *head_lookup(struct store *store, const struct vm_disk *disk)
 int head_reattach(struct store *store, struct open_head *oh, const struct vm_disk *disk, struct reason *why)
 {
 	struct view *beneath = NULL;
+	set_layer(store, oh, disk->layer);
 	int err = beneath_open(store, disk, &beneath, why);
 	if (!err)
 		err = head_attach(store, oh, disk->layer, beneath, why);
@@ -205,6 +212,18 @@ static void retry_lost(struct store *store, struct open_head *oh, const struct v
 	if (!oh->head)
 		head_reattach(store, oh, disk, NULL);
 	pthread_rwlock_unlock(&oh->swap);
+}
+
+void head_revive(struct store *store, struct open_head *oh)
+{
+	if (pthread_mutex_trylock(&oh->entry->change) != 0)
+		return;
+	struct vm *now = table_current(store, oh->entry);
+	for (size_t i = 0; now && i < now->nr_disks; i++)
+		if (now->disks[i].layer && strcmp(now->disks[i].layer, oh->layer) == 0 && !now->disks[i].error)
+			retry_lost(store, oh, &now->disks[i]);
+	vm_put(now);
+	pthread_mutex_unlock(&oh->entry->change);
 }
 
 int head_get(struct store *store, struct entry *entry, const struct vm_disk *disk, struct open_head **ret,

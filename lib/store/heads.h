@@ -59,6 +59,9 @@ int beneath_open(struct store *store, const struct vm_disk *disk, struct view **
 /* The open head of DISK, a disk of the VM's current description, opened where it isn't yet. The caller holds the VM's change lock. */
 int head_get(struct store *store, struct entry *entry, const struct vm_disk *disk, struct open_head **ret,
 	     struct reason *why);
+/* Tries to open again one that was lost (the filesystem was full when it should have been opened, say), unless somebody is changing its VM. The caller holds no
+ * lock. */
+void head_revive(struct store *store, struct open_head *oh);
 /* The same, NULL where it isn't open. */
 struct open_head *head_lookup(struct store *store, const struct vm_disk *disk);
 /* Gives it back; the last one closes it, and hears of what couldn't be written. Takes the change lock of the VM itself. */
