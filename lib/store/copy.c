@@ -50,6 +50,14 @@ static int commit_pending(struct store *store, struct open_head *oh, const struc
 	return 0;
 }
 
+/* It may have failed after that. */
+static bool was_put_over(struct open_head *oh)
+{
+	struct view *below = head_below(oh->head);
+	view_put(below);
+	return below;
+}
+
 static int adopt_internal(struct store *store, struct open_head *oh, const struct frozen *from, uint64_t virtual_size,
 			  struct reason *why)
 {
@@ -63,12 +71,11 @@ static int adopt_internal(struct store *store, struct open_head *oh, const struc
 		.virtual_size = virtual_size, .backing_name = disk->pending_base, .backing_format = IMAGE_RAW};
 	layers_set_beneath(store, oh->layer, disk->pending_base);
 	err = head_adopt(oh->head, from->view, &spec);
-	if (!err)
-		err = pending_add_job(store, vm, disk);
-	else
+	int job_err = was_put_over(oh) ? pending_add_job(store, vm, disk) : 0;
+	if (err && !was_put_over(oh))
 		managed_settle(store, oh->entry, oh->layer);
 	vm_put(vm);
-	return err;
+	return err ? err : job_err;
 }
 
 static int adopt_file(struct store *store, struct open_head *oh, const struct frozen *from, uint64_t virtual_size,
@@ -109,11 +116,12 @@ static int adopt_locked(struct store *store, struct open_head *oh, struct frozen
 	if (err)
 		return err;
 	err = from->snapshot ? adopt_internal(store, oh, from, virtual_size, why) : adopt_file(store, oh, from, virtual_size, why);
-	if (err) {
+	if (err && !was_put_over(oh)) {
 		head_relock(oh, NULL, NULL);
 		layers_set_beneath(store, oh->layer, NULL);
-		return err;
 	}
+	if (err)
+		return err;
 	frozen_put(oh->origin);
 	oh->origin = frozen_ref(from);
 	full_source_changed(store, oh->entry, oh->layer);
