@@ -35,6 +35,11 @@ static int open_ledger(struct store *store, struct pool *pool, struct reason *wh
 	auto_close int all = open_ledger_dir(store->store_fd, "pools", store->writable);
 	pool->ledger_fd = all < 0 ? all : open_ledger_dir(all, pool->name, store->writable);
 	int err = pool->ledger_fd < 0 ? pool->ledger_fd : 0;
+	/* A ledger that is lost makes what is in the pool somebody else's. */
+	if (!err && store->writable && !(err = dir_sync(all)))
+		err = dir_sync(store->store_fd);
+	if (err && pool->ledger_fd >= 0)
+		close(pool->ledger_fd);
 	if (err)
 		pool->ledger_fd = -1;
 	return err && store->writable ? reason_set(why, err, "%s/pools/%s: %s", store->store_dir, pool->name, strerror(-err)) : 0;

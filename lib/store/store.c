@@ -72,6 +72,19 @@ static int open_subdir(struct store *store, const char *name, bool make, int *re
 	return make ? check_safe(store, fd, name, why) : 0;
 }
 
+/* All that will be promised lies below it: its name is stable before. Who made it may have been killed before this. */
+static int sync_name(const char *dir)
+{
+	auto_free char *parent = strdup(dir);
+	char *slash = parent ? strrchr(parent, '/') : NULL;
+	if (!slash)
+		return parent ? 0 : -ENOMEM;
+	slash[slash == parent] = '\0';
+	auto_close int fd = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	int err = fd < 0 ? 0 : dir_sync(fd); /* one that we may not read was there before us */
+	return err == -EINVAL || err == -EROFS ? 0 : err;
+}
+
 /* A link in SOURCE isn't followed: whoever made it says where the store is, then. */
 static int open_top(struct store *store, bool make, struct reason *why)
 {
@@ -96,6 +109,8 @@ static int open_dirs(struct store *store, bool make, struct reason *why)
 		err = open_subdir(store, "layers", make, &store->layers_fd, why);
 	if (!err)
 		err = open_subdir(store, "vms", make, &store->vms_fd, why);
+	if (!err && make && !(err = dir_sync(store->store_fd)))
+		err = sync_name(store->store_dir);
 	if (!err && make && (faccessat(store->layers_fd, ".", W_OK, AT_EACCESS) < 0 || faccessat(store->vms_fd, ".", W_OK, AT_EACCESS) < 0))
 		err = -errno;
 	if (!err && asprintf(&store->layers_dir, "%s/layers", store->store_dir) < 0)
