@@ -347,7 +347,7 @@ int qcow2_snapshots_load(int fd, uint64_t file_size, const struct qcow2_header *
 		int err = snapshot_load(&c, header, file_size, &snapshots[i]);
 		if (err) {
 			qcow2_snapshots_free(snapshots, header->nr_snapshots);
-			return reason_set(why, err, "the snapshot table is damaged at entry %u", i);
+			return reason_set(why, err, err == -EUCLEAN ? "the snapshot table is damaged at entry %u" : "the snapshot table can't be read at entry %u", i);
 		}
 	}
 	*ret = snapshots;
