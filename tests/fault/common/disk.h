@@ -65,12 +65,12 @@ uint64_t disk_nr_recorded(void);
 const char *disk_recorded_name(uint64_t nr);
 /* Makes TO (which isn't there) the directory as a cut before the recorded step CUT could have left it: what was there at disk_record(); all that a
  * sync of its file, or for names of its directory, has made stable; and of the rest, by the dice of SEED, any part in any order, data torn at 512 bytes.
- * A rename is whole or not at all. */
+ * A rename is whole or not at all. TO.numbers says which file is which: for each a line with the inode number that it has there and the one that it had. */
 void disk_rebuild(const char *to, uint64_t cut, unsigned seed);
 /* At the step with number NTH (as disk_arm counts) the power goes: what could be left is put into TO, and the process ends with status DISK_KILLED.
  * Whatever else is armed. */
 void disk_arm_cut(uint64_t nth, const char *to, unsigned seed);
 /* The bytes, names, links and times below FROM, made again in TO, which isn't there. */
-void disk_copy(const char *from, const char *to);
+void disk_copy_tree(const char *from, const char *to);
 
 #endif

@@ -168,7 +168,7 @@ static void copy_any(struct links *links, const char *from, const char *to)
 	}
 }
 
-void disk_copy(const char *from, const char *to)
+void disk_copy_tree(const char *from, const char *to)
 {
 	struct links links = {0};
 	copy_any(&links, from, to);
@@ -239,7 +239,7 @@ void log_start(const char *dir)
 	if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && (limit.rlim_cur = limit.rlim_max))
 		setrlimit(RLIMIT_NOFILE, &limit);
 	if (access(copy, F_OK) < 0)
-		disk_copy(dir, copy);
+		disk_copy_tree(dir, copy);
 	learn(dir, copy);
 	free(copy);
 	log_is_on = true;
@@ -289,6 +289,10 @@ static void settle_earlier(enum fate *fates, size_t cut)
 		for (size_t k = 0; k < i; k++)
 			if (is_name(steps[k].op) && (touches(&steps[k], steps[i].dir, steps[i].name) || touches(&steps[k], steps[i].from_dir, steps[i].from_name)))
 				fates[k] = FATE_STABLE;
+		/* A directory that has gone was empty. */
+		for (size_t k = 0; steps[i].op == OP_UNLINK && S_ISDIR(nodes[steps[i].node].mode) && k < i; k++)
+			if (is_name(steps[k].op) && (steps[k].dir == steps[i].node || (steps[k].from_name && steps[k].from_dir == steps[i].node)))
+				fates[k] = FATE_STABLE;
 	}
 }
 
@@ -305,7 +309,11 @@ static enum fate *find_fates(size_t cut)
 		const struct logged *s = &steps[i];
 		fates[i] = FATE_PENDING;
 		if (s->op == OP_SYNC) {
-			next[s->node] = s->failed ? FATE_LIMBO : FATE_STABLE;
+			/* Of names a later one does tell: they stay in the filesystem's journal, and a sync that is said to be done has written that. */
+			if (!s->failed)
+				next[s->node] = FATE_STABLE;
+			else if (!S_ISDIR(nodes[s->node].mode))
+				next[s->node] = FATE_LIMBO;
 		} else if (!is_name(s->op)) {
 			fates[i] = next[s->node];
 		} else {
@@ -547,6 +555,7 @@ struct rebuilding {
 	size_t *pending, nr_pending; /* bytes */
 	struct names names;
 	struct links links;
+	FILE *numbers; /* which inode is which: a line each, new and old */
 };
 
 static bool changed(const struct rebuilding *r, int node)
@@ -622,9 +631,11 @@ static void make_any(struct rebuilding *r, int node, const char *to)
 		return;
 	if (S_ISDIR(st.st_mode))
 		make_dir(r, node, to);
-	else if (!S_ISLNK(st.st_mode))
+	else if (!S_ISLNK(st.st_mode)) {
 		make_file(r, node, to);
-	else if (symlinkat(symlink_target(node), AT_FDCWD, to) < 0)
+		if (r->numbers && lstat(to, &st) == 0)
+			fprintf(r->numbers, "%llu %llu\n", (unsigned long long)st.st_ino, (unsigned long long)nodes[node].ino);
+	} else if (symlinkat(symlink_target(node), AT_FDCWD, to) < 0)
 		die(to);
 }
 
@@ -636,7 +647,14 @@ void disk_rebuild(const char *to, uint64_t cut, unsigned seed)
 	r.fates = fates;
 	r.names = find_names(&r.dice, fates, end);
 	r.pending = pick_pending(&r.dice, fates, end, false, &r.nr_pending);
+	char *numbers = NULL;
+	if (asprintf(&numbers, "%s.numbers", to) < 0)
+		die("memory");
+	r.numbers = fopen(numbers, "w");
+	free(numbers);
 	make_any(&r, 0, to);
+	if (!r.numbers || fclose(r.numbers) != 0)
+		die("the files' numbers");
 	for (size_t i = 0; i < r.links.nr; i++)
 		free(r.links.made[i].path);
 	free(r.links.made);

@@ -222,7 +222,7 @@ static void lay_out(const struct scenario *s)
 	remove_tree(place(s, ""));
 	remove_tree(place(s, ".cut"));
 	remove_tree(place(s, ".left"));
-	disk_copy(place(s, ".start"), place(s, ""));
+	disk_copy_tree(place(s, ".start"), place(s, ""));
 	atomic_store(&promises->nr, 0);
 	promises->two[0].step = 0;
 	memset(promises->two[0].told, 0, sizeof promises->two[0].told);
@@ -315,7 +315,7 @@ static void prepare(const struct scenario *s)
 		printf("%s: its files can't be made\n", s->name);
 		exit(1);
 	}
-	disk_copy(place(s, ""), place(s, ".start"));
+	disk_copy_tree(place(s, ""), place(s, ".start"));
 }
 
 /* Without a fault: it must be well, and tells which steps there are. */
