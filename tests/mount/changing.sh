@@ -191,3 +191,22 @@ refused "ENOENT|ESTALE|EIO" cat mnt/vms/web/snapshots/mid/disks/vda.img
 mv moved "$src"
 wait_until 10 are_back >/dev/null 2>&1 || fail "$(ls $shots) alone came back with their directory"
 unmount mnt
+
+[ "$(id -u)" = 0 ] || exit 0
+say "SOURCE's filesystem is unmounted, lazily"
+mkdir lazy
+mount -t tmpfs lazy lazy
+cp "$src/base.raw" "$src"/{low,mid,web}.qcow2 lazy
+mount_at "$PWD/lazy" lazymnt
+mkdir lazymnt/clones/web@mid/clone
+exec 7<lazymnt/vms/web/snapshots/mid/disks/vda.img 8<>lazymnt/clones/clone/disks/vda.img
+was=$(digest 7)
+umount -l lazy
+cat data >&8
+sync /dev/fd/8
+equal "$was" "$(digest 7)" "who has it open"
+refused "ENOENT|ESTALE|EIO" cat lazymnt/vms/web/snapshots/low/disks/vda.img
+"$BUILD/tools/fdcat" 8 >got.img
+cmp -n "$(stat -c %s data)" data got.img || fail "what was written then"
+exec 7<&- 8<&-
+unmount lazymnt
