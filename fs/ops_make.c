@@ -298,7 +298,7 @@ static int create_disk(fuse_req_t req, const struct place *disks, const char *na
 		disk_close(file, NULL);
 		return err ? err : -ENOMEM;
 	}
-	(*ret_handle)->disk = file;
+	handle_set_disk(fs, *ret_handle, file);
 	sources_hint(fs->sources, file, name, ops_thread(req));
 	return 0;
 }
