@@ -262,7 +262,11 @@ few_inodes() {
 	mkdir $clones/box@base/again || mkdir $clones/first/snapshots/again || fail "what was given back is of no use"
 	right first
 	unmount mnt
+	printf 2026-01-01T >>"$store/events.log" # a line for which there was no space
 	mount_at "$source" mnt -o "store=$store"
+	grep -q "No space left" mnt/events || fail "a torn line hides the others: $(cat mnt/events)"
+	! mkdir $clones/first || fail "a name twice"
+	! grep -v "^[0-9TZ:-]* [^ ]*: " "$store/events.log" || fail "the log is torn"
 	[ ! -e mnt/clones/c0 ] || fail "c0 is there again"
 	right first
 	unmount mnt
