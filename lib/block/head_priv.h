@@ -259,6 +259,9 @@ bool tables_has_l2(const struct head *head, uint64_t guest_off);
  * where there is none (else RET_PAGE is NULL). Drops and retakes the lock when it reads. */
 int tables_get_locked(struct head *head, uint64_t guest_off, bool create, struct l2_page **ret_page, unsigned *ret_word);
 void tables_put_locked(struct l2_page *page);
+
+/* Before the first entry of PAGE is made: the file gets space for it. */
+int tables_claim_locked(const struct head *head, struct l2_page *page);
 void tables_dirty_locked(struct head *head, struct l2_page *page);
 
 /* Waits until a page is loaded or a span let go. */

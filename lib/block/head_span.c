@@ -102,7 +102,10 @@ int span_claim_locked(struct head *head, struct span *span, uint64_t guest_off, 
 
 static int make_table_locked(struct head *head, struct span *span)
 {
-	return span->page ? 0 : tables_get_locked(head, span->first << head->header.geo.cluster_bits, true, &span->page, &span->word);
+	int err = 0;
+	if (!span->page)
+		err = tables_get_locked(head, span->first << head->header.geo.cluster_bits, true, &span->page, &span->word);
+	return err ? err : tables_claim_locked(head, span->page);
 }
 
 int span_alloc_locked(struct head *head, struct span *span, uint64_t wanted)
@@ -143,7 +146,8 @@ static void give_back_locked(struct head *head, const struct span *span)
 int span_release_locked(struct head *head, struct span *span, int err)
 {
 	bool differs = false;
-	for (unsigned i = 0; i < span->nr && !differs && !span->page; i++)
+	/* A page that has no space yet is all zeros: none of its clusters is in a state. */
+	for (unsigned i = 0; i < span->nr && !differs && !(span->page && span->page->has_space); i++)
 		differs = span->states[i].allocated || span->states[i].zero;
 	if (!err && differs)
 		err = make_table_locked(head, span);

@@ -198,12 +198,29 @@ static int zero_cluster(const struct head *head, uint64_t host_off)
 	return zeros ? file_write(head->fd, zeros, cluster_size, host_off) : -ENOMEM;
 }
 
-/* 4 KiB of the file that will be written: a hole no longer, though it reads as one. Where the filesystem can't promise that, the flush has to see. */
+/* Zeros over zeros, perhaps a hole: what is written there later can't fail for want of space. Not fallocate(2): writing to what is only allocated
+ * may need a block for the map of the file. */
 static int claim_space(const struct head *head, uint64_t host_off)
 {
-	if (head->is_device || fallocate(head->fd, FALLOC_FL_KEEP_SIZE, (off_t)(host_off & ~(uint64_t)(L2_PAGE_BYTES - 1)), L2_PAGE_BYTES) == 0)
-		return 0;
-	return errno == ENOSPC || errno == EDQUOT || errno == EFBIG || errno == EIO ? -errno : 0;
+	static const char zeros[L2_PAGE_BYTES];
+	return head->is_device ? 0 : file_write(head->fd, zeros, sizeof zeros, host_off);
+}
+
+int tables_claim_locked(const struct head *head, struct l2_page *page)
+{
+	int err = page->has_space ? 0 : claim_space(head, page->host_off);
+	page->has_space |= !err;
+	return err;
+}
+
+/* The same for the page of the L1 table that is to have its first entry. */
+static int claim_l1(const struct head *head, uint64_t l1_index)
+{
+	uint64_t per_page = L2_PAGE_BYTES / sizeof(be64), first = l1_index / per_page * per_page;
+	for (uint64_t i = first; i < first + per_page && i < head->header.l1_size; i++)
+		if (head->l1[i].raw)
+			return 0;
+	return claim_space(head, head->header.l1_offset + first * sizeof(be64));
 }
 
 /* An empty L2 table: a hole at the file's end, or a cluster zeroed by hand (rare enough to do under the lock). */
@@ -217,7 +234,7 @@ static int new_l2(struct head *head, uint64_t l1_index)
 	if (!fresh)
 		err = zero_cluster(head, host_off);
 	if (!err)
-		err = claim_space(head, head->header.l1_offset + l1_index * 8);
+		err = claim_l1(head, l1_index);
 	if (err) {
 		space_release(&head->space, host_off);
 		return err;
@@ -243,14 +260,7 @@ int tables_get_locked(struct head *head, uint64_t guest_off, bool create, struct
 	uint64_t l2_index = (guest_off >> geo->cluster_bits) & ((1ull << geo->l2_bits) - 1);
 	uint64_t byte = l2_offset_of(head, l1_index) + l2_index * qcow2_l2_words(geo) * 8;
 	*ret_word = (unsigned)(byte / 8 % L2_PAGE_WORDS);
-	int err = get_page(head, byte & ~(uint64_t)(L2_PAGE_BYTES - 1), l1_index, ret_page);
-	if (!err && create && !(*ret_page)->has_space) {
-		err = claim_space(head, (*ret_page)->host_off);
-		(*ret_page)->has_space = !err;
-		if (err)
-			tables_put_locked(take_ptr(*ret_page));
-	}
-	return err;
+	return get_page(head, byte & ~(uint64_t)(L2_PAGE_BYTES - 1), l1_index, ret_page);
 }
 
 void tables_put_locked(struct l2_page *page)
