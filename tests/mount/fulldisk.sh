@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The store's filesystem fills up in the midst of everything, and gets space again: who writes is told ENOSPC, what was acknowledged is there,
-# reads go on, what gives space back can be done with none left, jobs go on by themselves, and nothing needs a remount.       limit: 420 nightly: 3600
+# reads go on, what gives space back can be done with none left, jobs go on by themselves, and nothing needs a remount.       limit: 600 nightly: 7200
 # shellcheck source=tests/lib.sh
 . "$(dirname "$0")/../lib.sh"
 need_root

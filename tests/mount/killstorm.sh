@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The daemon killed at 50 random moments (500 nightly) while guests write, snapshots and clones come and go, states are gone back to and jobs
-# copy: what was acknowledged is there, what wasn't is there wholly or not at all, and nothing of nobody stays.       limit: 420 nightly: 7200
+# copy: what was acknowledged is there, what wasn't is there wholly or not at all, and nothing of nobody stays.       limit: 600 nightly: 14400
 # shellcheck source=tests/lib.sh
 . "$(dirname "$0")/../lib.sh"
 need qemu-img qemu-io python3 fio
