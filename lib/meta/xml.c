@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "meta/xml_scan.h"
 #include "base/strbuf.h"
 
 static xmlParserInputPtr load_nothing(const char *url, const char *id, xmlParserCtxtPtr ctxt)
@@ -85,12 +86,15 @@ static int parse(const char *text, size_t len, int options, xmlDocPtr *ret, stru
 {
 	if (len > XML_TEXT_MAX)
 		return reason_set(why, -EFBIG, "the XML is larger than %u MiB", XML_TEXT_MAX >> 20);
+	int err = xml_scan(text, len, why);
+	if (err)
+		return err;
 	/* Errors of the character set go to this handler, the thread's own, even under XML_PARSE_NOERROR. */
 	xmlSetGenericErrorFunc(NULL, ignore_message);
 	xmlParserCtxtPtr ctxt = xmlNewParserCtxt();
 	if (!ctxt)
 		return reason_set(why, -ENOMEM, "out of memory");
-	int err = parse_in_context(ctxt, text, len, options, ret, why);
+	err = parse_in_context(ctxt, text, len, options, ret, why);
 	xmlFreeParserCtxt(ctxt);
 	return err;
 }

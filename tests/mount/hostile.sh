@@ -12,6 +12,71 @@ make_vm "$src" good want
 # --- the attacks, each an image of its own name or a VM in XML -----------------------------------------------------------
 
 declare -A errno=() # VM -> what opening its disk must say
+# VM -> what it stands for: the advisories of QEMU, libvirt and OpenStack that had its like, and what is tried. Each attack has its line.
+declare -A about=(
+	[outside-relative]="CVE-2015-5163 a backing file outside, by a relative name"
+	[outside-absolute]="CVE-2015-5163 the same, by an absolute one"
+	[etc-passwd]="CVE-2015-5163 /etc/passwd as the backing file"
+	[dots]="CVE-2015-5313 .. in the middle of a name"
+	[symlink-out]="a link inside that leads out"
+	[symlink-dir]="a directory that is a link out"
+	[json]="CVE-2024-4467 a json: backing file"
+	[nbd]="nbd:// as the backing file"
+	[fat]="fat:/etc as the backing file"
+	[file-protocol]="file: before a path outside"
+	[own-mount]="a file inside our own mount"
+	[proc]="/proc/self/mem"
+	[proc-fd]="/proc/self/fd/0"
+	[proc-root]="/proc/self/root/etc/passwd"
+	[dev-zero]="/dev/zero, which never ends"
+	[fifo]="a FIFO, for which QEMU waits"
+	[fifo-disk]="a FIFO as a VM's disk"
+	[passwd-disk]="/etc/passwd as a VM's disk"
+	[link-disk]="a link out as a VM's disk"
+	[directory-disk]="a directory as a VM's disk"
+	[device-disk]="a character device inside as a VM's disk"
+	[vmdk-disk]="a format that isn't read"
+	[loop]="three images in a circle, in which QEMU turns for ever"
+	[self]="an image that is its own backing file"
+	[size-2-60]="CVE-2014-0144 a size of 2^60"
+	[size-2-63]="CVE-2014-0144 a size of nearly 2^63"
+	[size-odd]="a size that isn't whole sectors"
+	[l1-size]="CVE-2014-0143 an L1 table of 2^32 entries"
+	[l1-offset-2-60]="CVE-2014-0145 an L1 table at 2^60"
+	[l1-unaligned]="an L1 table that isn't aligned"
+	[l1-behind-the-end]="an L1 table behind the end"
+	[cluster-bits-63]="CVE-2014-0144 clusters of 2^63"
+	[cluster-bits-0]="CVE-2014-0144 clusters of a byte"
+	[refcount-order]="CVE-2014-0147 refcounts of 2^99 bits"
+	[refcount-table]="CVE-2014-0143 a refcount table of 2^32 clusters"
+	[header-length]="CVE-2014-0144 a header of 4 GiB"
+	[backing-name-length]="CVE-2014-0144 a backing name of 2 GiB"
+	[backing-name-behind]="a backing name behind the end"
+	[extension-length]="CVE-2014-0144 a header extension of 4 GiB"
+	[snapshots-behind-the-end]="CVE-2014-0146 a snapshot table behind the end"
+	[snapshots-too-many]="CVE-2014-0143 2^32 snapshots"
+	[unknown-incompatible]="an incompatible feature nobody knows"
+	[unknown-autoclear]="autoclear bits nobody knows, which don't matter to a reader"
+	[dirty]="the dirty bit, which doesn't either"
+	[corrupt]="the corrupt bit"
+	[version-9]="version 9"
+	[aes]="AES, the old way"
+	[luks]="LUKS"
+	[l2-behind-the-end]="an L2 table behind the end"
+	[data-over-2-56]="data at an offset over 2^56"
+	[data-in-header]="the guest's data over the header, which only a writer would harm"
+	[data-file-passwd]="CVE-2024-32498 a data file outside"
+	[data-file-json]="CVE-2024-4467 a json: data file"
+	[data-file-fifo]="a FIFO as the data file"
+	[data-file-below]="CVE-2024-32498 an image with such a data file, as a backing file"
+	[guest-header]="CVE-2008-2004 a raw disk with a guest's qcow2 header"
+	[over-guest-header]="CVE-2026-24708 the same below an overlay"
+	[undeclared]="CVE-2008-2004 a backing file of no declared format, with such a header"
+	[bomb]="512 MiB that compress to one"
+	[in-trust]="a backing file below trust=, which is right"
+	[deep]="a chain of 3,000, which is right"
+)
+declare -A came=()
 
 # backing NAME BACKING ERRNO: an image that names this backing file, as it is written in the header.
 backing() {
@@ -58,6 +123,8 @@ backing fat fat:/etc EACCES
 backing file-protocol "file:$PWD/outside/secret" EACCES
 backing own-mount "$PWD/mnt/vms/good/disks/vda.img" EACCES
 backing proc /proc/self/mem EACCES
+backing proc-fd /proc/self/fd/0 EACCES
+backing proc-root /proc/self/root/etc/passwd EACCES
 backing dev-zero /dev/zero EACCES
 mkfifo "$src/fifo"
 backing fifo fifo EACCES
@@ -65,6 +132,9 @@ vm fifo-disk EACCES "$src/fifo,raw"
 vm passwd-disk EACCES /etc/passwd,raw
 vm link-disk EACCES "$src/link,raw"
 vm directory-disk "EACCES|EINVAL|EIO" "$src,raw"
+mknod "$src/device" c 1 5 2>/dev/null || mkfifo "$src/device" # not as a user
+vm device-disk EACCES "$src/device,raw"
+vm vmdk-disk EOPNOTSUPP "$src/fifo,vmdk"
 
 # Chains that come back to themselves.
 for i in 1 2 3; do img create -u -f qcow2 -F qcow2 -b loop$((i % 3 + 1)).qcow2 "$src/loop$i.qcow2" 1M; done
@@ -75,6 +145,7 @@ vm self EUCLEAN "$src/self.qcow2"
 # Sizes, counts and offsets (the header's fields by their offsets in the specification).
 damaged size-2-60 "EUCLEAN" 24 '\x10\0\0\0\0\0\0\0'
 damaged size-2-63 "EUCLEAN" 24 '\x7f\xff\xff\xff\xff\xff\xfe\0'
+damaged size-odd "EUCLEAN|none" 24 '\0\0\0\0\0\x0f\xff\xff'
 damaged l1-size "EUCLEAN" 36 '\xff\xff\xff\xff'
 damaged l1-offset-2-60 "EUCLEAN" 40 '\x10\0\0\0\0\0\0\0'
 damaged l1-unaligned "EUCLEAN" 40 '\0\0\0\0\0\x03\0\x01'
@@ -82,6 +153,7 @@ damaged l1-behind-the-end "EUCLEAN|EIO" 40 '\0\0\0\x7f\0\0\0\0'
 damaged cluster-bits-63 "EUCLEAN|EOPNOTSUPP" 20 '\0\0\0\x3f'
 damaged cluster-bits-0 "EUCLEAN|EOPNOTSUPP" 20 '\0\0\0\0'
 damaged refcount-order "EUCLEAN|EOPNOTSUPP" 96 '\0\0\0\x63'
+damaged refcount-table "EUCLEAN|none" 56 '\xff\xff\xff\xff'
 damaged header-length "EUCLEAN" 100 '\xff\xff\xff\xf8'
 damaged backing-name-length "EUCLEAN" 8 '\0\0\0\0\0\0\x01\0' 16 '\x7f\xff\xff\xff'
 damaged backing-name-behind "EUCLEAN" 8 '\0\0\0\x01\0\0\0\0' 16 '\0\0\0\x10'
@@ -89,10 +161,14 @@ damaged extension-length "EUCLEAN" 112 '\x12\x34\x56\x78\xff\xff\xff\xff'
 damaged snapshots-behind-the-end "EUCLEAN" 60 '\0\0\0\x05' 64 '\0\x04\0\0\0\0\0\0'
 damaged snapshots-too-many "EUCLEAN" 60 '\xff\xff\xff\xff' 64 '\0\0\0\0\0\x05\0\0'
 damaged unknown-incompatible EOPNOTSUPP 72 '\x40\0\0\0\0\0\0\0'
+damaged unknown-autoclear none 88 '\xff\xff\xff\xff\xff\xff\xff\0'
+damaged dirty none 72 '\0\0\0\0\0\0\0\x01'
+damaged corrupt "EUCLEAN|none" 72 '\0\0\0\0\0\0\0\x02'
 damaged version-9 EOPNOTSUPP 4 '\0\0\0\x09'
 damaged aes EOPNOTSUPP 32 '\0\0\0\x01'
 damaged l2-behind-the-end "EUCLEAN|EIO|zeros" 196608 '\x80\0\0\x7f\0\0\0\0'
 damaged data-over-2-56 "EUCLEAN|EIO" 262144 '\xff\xff\xff\xff\xff\xff\0\0'
+damaged data-in-header "EUCLEAN|EIO|none" 262144 '\x80\0\0\0\0\0\0\0'
 qemu-img create -q -f qcow2 --object secret,id=s,data=abc -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 \
 	"$src/luks.qcow2" 1M
 errno[luks]=EOPNOTSUPP
@@ -107,6 +183,10 @@ data_file() { # NAME FILE-NAME-OF-THE-SAME-LENGTH
 }
 data_file data-file-passwd ../../../../../../../../../../../../../../etc/passwd
 data_file data-file-json 'json:{"file.filename":"/etc/passwd"}'
+
+data_file data-file-fifo fifo
+cp "$src/data-file-passwd.qcow2" "$src/data-file.base"
+backing data-file-below data-file.base EACCES qcow2
 
 # A raw disk whose guest wrote a qcow2 header into it (CVE-2008-2004, CVE-2026-24708): raw it stays.
 img create -u -f qcow2 -F raw -b /etc/passwd "$src/guest-header.raw" 1M
@@ -139,7 +219,37 @@ sed "s,<title>.*</title>,<title>\&x;</title>,; s,<domain ,<!DOCTYPE domain [<!EN
 {
 	for ((i = 0; i < 5000; i++)); do printf '<domain>'; done
 } >"$src/nested.xml"
-bad_xml=(laughs xxe dtd vast nested)
+xml_of() { # NAME: good.xml under another name, through sed's script
+	sed "s,<name>good<,<name>$1<,; $2" "$src/good.xml"
+}
+# XInclude isn't a part of XML: elements that nobody knows, which stay what they are.
+xml_of xinclude "s,<title>.*</title>,<title><xi:include xmlns:xi='http://www.w3.org/2001/XInclude' href='file:///etc/passwd' parse='text'/></title>," >"$src/xinclude.xml"
+xml_of stylesheet "1s,^,<?xml-stylesheet href='file:///etc/passwd' type='text/xsl'?>," >"$src/stylesheet.xml"
+{
+	echo '<!DOCTYPE domain [<!ENTITY % x SYSTEM "file:///etc/passwd"> %x;]>'
+	xml_of parameter ''
+} >"$src/parameter.xml"
+{
+	printf '<domain type="qemu"><name>attribute</name><title a="'
+	head -c 11M /dev/zero | tr '\0' a
+	echo '"/></domain>'
+} >"$src/attribute.xml"
+{
+	printf '<domain type="qemu"><name>many</name><title'
+	for ((i = 0; i < 100000; i++)); do printf ' a%d=""' $i; done
+	echo '/></domain>'
+} >"$src/many.xml"
+xml_of nul "s,<title>.*,<title>a\x00b</title>," >"$src/nul.xml"
+xml_of utf7 "1s,^,<?xml version='1.0' encoding='UTF-7'?>," >"$src/utf7.xml"
+xml_of ebcdic "1s,^,<?xml version='1.0' encoding='EBCDIC-CP-US'?>," | iconv -t IBM037 >"$src/ebcdic.xml"
+xml_of overlong "s,<title>.*,<title>\xc0\xaf</title>," >"$src/overlong.xml"
+# Entities in UTF-16, where no filter for bytes would see them.
+{
+	echo '<?xml version="1.0" encoding="UTF-16"?><!DOCTYPE domain [<!ENTITY x SYSTEM "file:///etc/passwd">]>'
+	xml_of utf16 's,<title>.*,<title>\&x;</title>,'
+} | iconv -t UTF-16 >"$src/utf16.xml"
+bad_xml=(laughs xxe dtd vast nested parameter nul overlong utf16 many utf7 ebcdic)
+odd_xml=(xinclude stylesheet attribute) # shown or not: nothing outside is read, and nothing waits
 make_vm "$src" snapped want-snapped
 sed "s,<description>.*</description>,<description>\&x;</description>,; s,<domainsnapshot>,<!DOCTYPE d [<!ENTITY x SYSTEM \"file:///etc/passwd\">]>\n&," \
 	"$src/snapped/installed.xml" >"$src/snapped/installed.tmp"
@@ -199,18 +309,32 @@ timeout 60 ls -lR mnt >listing || fail "ls -lR hangs or fails"
 for name in "${!errno[@]}"; do
 	want=${errno[$name]}
 	disk=mnt/vms/$name/disks/vda.img
+	[ -n "${about[$name]:-}" ] || fail "$name: nothing says what it is about"
 	[ -d "mnt/vms/$name" ] || fail "$name isn't shown at all"
-	if [[ $want == *zeros ]] && timeout 20 cmp -s -n 65536 "$disk" /dev/zero; then continue; fi # as QEMU has it
-	if [ "$want" = none ]; then
-		timeout 60 cat "$disk" >out || fail "$name can't be read"
+	if [[ $want == *zeros ]] && timeout 20 cmp -s -n 65536 "$disk" /dev/zero; then # as QEMU has it
+		came[$name]=zeros
 		continue
 	fi
+	if [[ $want == *none ]] && timeout 60 cat "$disk" >out 2>/dev/null; then
+		[ "$(stat -c %s out)" -gt 0 ] || fail "$name is empty"
+		! grep -qaE 'a secret|root:' out || [ "$name" = guest-header ] || fail "$name: something outside was read"
+		came[$name]="read"
+		continue
+	fi
+	[ "$want" != none ] || fail "$name can't be read"
+	want=${want%|none}
 	refused "${want%|zeros}" timeout 20 cat "$disk"
+	came[$name]=$(timeout 20 cat "$disk" 2>&1 >/dev/null | sed 's/.*: //') || true
 	events=$(wc -l <"mnt/vms/$name/events")
 	[ "$events" -gt 0 ] || fail "$name: no event"
 	at_most 2 "$events" "$name: event lines"
 	[ "$(events_with mnt "$name")" -gt 0 ] || fail "$name: not in the mount's events"
 done
+for name in "${!about[@]}"; do
+	[ -n "${came[$name]:-}" ] || fail "$name wasn't tried"
+done
+say "${#came[@]} attacks, and what came of each"
+for name in "${!came[@]}"; do printf '%-26s %-72s %s\n' "$name" "${about[$name]}" "${came[$name]}"; done | sort
 
 say "what must work"
 same mnt/vms/guest-header/disks/vda.img "$src/guest-header.raw" "a raw disk is raw"
@@ -230,6 +354,25 @@ for name in "${bad_xml[@]}"; do
 	[ "$(events_with mnt "$name.xml")" -gt 0 ] || fail "$name.xml: no event"
 	if [ -e "mnt/vms/$name/domain.xml" ]; then refused "EINVAL|EIO|EUCLEAN" cat "mnt/vms/$name/domain.xml"; fi
 done
+for name in "${odd_xml[@]}"; do
+	[ ! -d "mnt/vms/$name" ] || timeout 20 ls -lR "mnt/vms/$name" >/dev/null || fail "$name.xml: can't be listed"
+done
+
+say "XML in actions"
+mkdir mnt/clones/good@patched/acted 2>/dev/null || mkdir mnt/clones/acted
+laughs=$(sed -n '2,3p' "$src/laughs.xml")
+deep=$(printf '<domainsnapshot>%.0s' {1..4000})
+tried=0
+for action in mnt/clones/acted/actions/* mnt/vms/good/actions/clone; do
+	for text in "$laughs<domainsnapshot><name>&f;</name></domainsnapshot>" "${laughs/domain/snapshot}<snapshot><description>&f;</description></snapshot>" \
+		'<!DOCTYPE d [<!ENTITY x SYSTEM "file:///etc/passwd">]><domainsnapshot><name>a</name><description>&x;</description></domainsnapshot>' \
+		'<!DOCTYPE d SYSTEM "http://192.0.2.1/x.dtd"><action/>' "$deep"; do
+		refused "EINVAL|EROFS|EPERM|ENOENT" timeout 20 tee "$action" <<<"$text"
+		tried=$((tried + 1))
+	done
+done
+say "$tried of them refused"
+[ "$tried" -ge 40 ] || fail "only $tried were tried"
 [ "$(events_with mnt installed.xml)" -gt 0 ] || fail "snapped/installed.xml: no event"
 same mnt/vms/snapped/snapshots/upgraded/disks/vda.img want-snapped/upgraded-vda.img
 [ ! -e mnt/vms/snapped/patched ] || fail "a snapshot name got out of its directory"
@@ -238,7 +381,7 @@ find mnt/vms -name domain.xml -o -name snapshot.xml | while read -r file; do cat
 ! grep -rqa "a secret" mnt/vms/*/events mnt/events || fail "a secret in the events"
 
 # A write through a clone of what is hostile doesn't help either.
-for name in json loop symlink-out l1-size; do
+for name in json loop symlink-out l1-size data-file-passwd data-file-below fifo proc-root; do
 	mkdir "mnt/clones/$name@x" 2>/dev/null && fail "clones/$name@x could be made"
 done
 

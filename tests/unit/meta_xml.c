@@ -46,7 +46,48 @@ static void test_malformed(void)
 	check_refused("<a/><b/>", "line 1");
 	check_refused("<a>\xff\xfe</a>", "line 1");
 	check_refused("<?xml version=\"1.0\" encoding=\"no-such-charset\"?><a/>", "line 1");
+	check_refused("<?xml version='1.0' encoding='UTF-7'?><a/>", "UTF-7 isn't read");
+	check_refused("<?xml version='1.0' encoding = \"IBM037\"?><a/>", "IBM037 isn't read");
+	check_refused("<?xml version='1.0' encoding='UTF-16LE'?><a/>", "UTF-16LE isn't read");
+	check_refused("\x4c\x6f\xa7\x94\x93", "EBCDIC");
 	check_refused("<a><n:b/>", "line 1");
+}
+
+/* An element with that many attributes, BEFORE it. */
+static void check_attributes(const char *before, unsigned nr, bool wide, const char *want)
+{
+	static char text[2 << 20], units[4 << 20];
+	struct reason why = {0};
+	xmlDocPtr doc = NULL;
+	size_t len = (size_t)snprintf(text, sizeof text, "<a>\n%s<b c='=\">='", before);
+	for (unsigned i = 1; i < nr; i++)
+		len += (size_t)snprintf(text + len, sizeof text - len, " a%u = \"\"", i);
+	len += (size_t)snprintf(text + len, sizeof text - len, "/></a>");
+	for (size_t i = 0; i < len; i++) {
+		units[2 * i] = text[i];
+		units[2 * i + 1] = 0;
+	}
+	int err = xml_parse(wide ? units : text, wide ? 2 * len : len, &doc, &why);
+	CHECK_INT(err, want ? -EINVAL : 0);
+	if (want && !strstr(why.text, want)) {
+		printf("%s, not: %s\n", why.text, want);
+		failures++;
+	}
+	if (!err)
+		xmlFreeDoc(doc);
+}
+
+static void test_attributes(void)
+{
+	check_attributes("", 256, false, NULL);
+	check_attributes("", 257, false, "line 2: an element with more than 256");
+	check_attributes("", 100000, false, "line 2: an element with more than 256");
+	static const char *const hides[] = {"<!-- \" -->", "<![CDATA[ < ' ]]>", "<?p '<?>", "<x y='>\"'/>", "'\"", "<!-- <b c='-->", "\xe2\x88\xbc"};
+	for (size_t i = 0; i < sizeof hides / sizeof *hides; i++) {
+		check_attributes(hides[i], 256, false, NULL);
+		check_attributes(hides[i], 100000, false, "an element with more than 256");
+	}
+	check_attributes("<?q?>", 100000, true, "an element with more than 256");
 }
 
 static void test_nul_byte(void)
@@ -242,6 +283,7 @@ int main(void)
 	xml_init();
 	test_doctypes();
 	test_malformed();
+	test_attributes();
 	test_nul_byte();
 	test_limits();
 	test_print();
