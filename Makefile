@@ -64,6 +64,8 @@ $(LIB): $(LIB_OBJ)
 $(BUILD)/vmsnapfs: $(FS_OBJ) $(LIB)
 	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $(FS_OBJ) $(LIB) $(shell pkg-config --libs $(PKGS))
 
+$(BUILD)/tools/slowfs: LIB_PKGS += fuse3
+
 $(BUILD)/tools/%: $(BUILD)/tests/tools/%.o $(LIB)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $< $(LIB) $(shell pkg-config --libs $(LIB_PKGS))

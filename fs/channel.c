@@ -2,20 +2,22 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "base/file.h"
 #include "base/mem.h"
 #include "fs/kernel.h"
 #include "fs/readahead.h"
-#include "fs/underway.h"
 
 /* The kernel's connection is one for the process, as is what it has agreed to. */
 static struct channel_features features;
 static const char *mounted_on;
 static _Thread_local int own_fd = -1;
-static _Thread_local struct underway *own_requests;
 static _Thread_local uint32_t offered, offered2; /* by the INIT that this thread is answering */
 static _Thread_local bool answering_init;
 
@@ -27,12 +29,6 @@ const struct channel_features *channel_features(void)
 void channel_use(int fd)
 {
 	own_fd = fd;
-	own_requests = underway_new(fd);
-}
-
-void channel_leave(void)
-{
-	underway_free(take_ptr(own_requests));
 }
 
 static void look_for_init(const void *buf, size_t len)
@@ -65,11 +61,6 @@ static void complete_init(struct kernel_init_out *out)
 static ssize_t reply(int fd, struct iovec *iov, int count, void *userdata)
 {
 	(void)userdata;
-	const struct fuse_out_header *header = iov[0].iov_base;
-	if (!underway_claim(own_requests, header->unique)) {
-		errno = ENOENT; /* as the kernel says of a request that is over */
-		return -1;
-	}
 	bool is_init = answering_init && count == 2 && iov[1].iov_len == sizeof(struct kernel_init_out);
 	if (is_init) {
 		answering_init = false;
@@ -109,28 +100,83 @@ int channel_clone(struct fuse_session *session)
 	return fd;
 }
 
-/* What the kernel has sent: its length, or 0 if nobody else needs to see it. */
-static ssize_t look_at(const char *buf, size_t len)
-{
-	const struct fuse_in_header *in = (const void *)buf;
-	const struct fuse_interrupt_in *interrupt = (const void *)(in + 1);
-	if (len >= sizeof *in + sizeof *interrupt && in->opcode == FUSE_INTERRUPT) {
-		underway_interrupt(interrupt->unique);
-		return 0;
-	}
-	look_for_init(buf, len);
-	underway_begin(own_requests, buf, len);
-	return (ssize_t)len;
-}
-
 ssize_t channel_receive(int fd, void *buf, size_t cap)
 {
 	ssize_t n = read(fd, buf, cap);
-	if (n > 0)
-		return look_at((const char *)buf, (size_t)n);
+	if (n > 0) {
+		look_for_init(buf, (size_t)n);
+		return n;
+	}
 	/* ENOENT: the request was interrupted before it was read. */
 	if (n < 0 && (errno == EAGAIN || errno == EINTR || errno == ENOENT))
 		return 0;
 	/* ECONNABORTED: the unmount came while a request (nobody waits for it) was on its way here. */
 	return n == 0 || errno == ECONNABORTED ? -ENODEV : -errno;
+}
+
+/* --- requests that are held up ---------------------------------------------------------------------------------------------- */
+
+static bool only_looks(const struct fuse_in_header *in, size_t len)
+{
+	struct fuse_open_in open_in = {0};
+	switch (in->opcode) {
+	case FUSE_LOOKUP:
+	case FUSE_GETATTR:
+	case FUSE_READLINK:
+	case FUSE_READ:
+	case FUSE_STATFS:
+	case FUSE_GETXATTR:
+	case FUSE_LISTXATTR:
+	case FUSE_OPENDIR:
+	case FUSE_READDIR:
+	case FUSE_READDIRPLUS:
+	case FUSE_ACCESS:
+	case FUSE_LSEEK:
+		return true;
+	case FUSE_OPEN:
+		if (len < sizeof *in + sizeof open_in)
+			return false;
+		memcpy(&open_in, in + 1, sizeof open_in);
+		return (open_in.flags & O_ACCMODE) == O_RDONLY && !(open_in.flags & O_TRUNC);
+	}
+	return false;
+}
+
+struct channel_request channel_look(const void *buf, size_t len)
+{
+	const struct fuse_in_header *in = buf;
+	if (len < sizeof *in)
+		return (struct channel_request){0};
+	return (struct channel_request){
+		.unique = in->unique,
+		.caller = (pid_t)in->pid,
+		.is_interrupt = in->opcode == FUSE_INTERRUPT,
+		.only_looks = only_looks(in, len),
+	};
+}
+
+/* Whatever kills, the kernel makes a SIGKILL of it. */
+static bool has_kill(const char *status, const char *field)
+{
+	const char *line = strstr(status, field);
+	return line && strtoull(line + strlen(field), NULL, 16) >> (SIGKILL - 1) & 1;
+}
+
+bool channel_is_killed(pid_t thread)
+{
+	char path[40], status[4096];
+	snprintf(path, sizeof path, "/proc/%d/status", (int)thread);
+	auto_close int fd = thread > 0 ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+	ssize_t len = fd < 0 ? -1 : file_read(fd, status, sizeof status - 1, 0);
+	if (len <= 0)
+		return false;
+	status[len] = '\0';
+	return has_kill(status, "\nSigPnd:") || has_kill(status, "\nShdPnd:");
+}
+
+void channel_answer_interrupted(int fd, uint64_t unique)
+{
+	struct fuse_out_header out = {.len = sizeof out, .error = -EINTR, .unique = unique};
+	if (write(fd, &out, sizeof out) < 0)
+		return; /* it has been answered meanwhile */
 }

@@ -8,6 +8,7 @@
 #include <fuse_lowlevel.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <sys/types.h>
 
 /* What the kernel has agreed to. Written once, when it says INIT. */
@@ -22,11 +23,25 @@ const struct channel_features *channel_features(void);
 /* A further descriptor on the session's connection; the caller closes it. A negative errno: there is only one, then. */
 int channel_clone(struct fuse_session *session);
 
-/* This thread reads and answers on FD from now on; until it leaves. */
+/* This thread reads and answers on FD from now on. */
 void channel_use(int fd);
-void channel_leave(void);
 
 /* Waits for a request. 0: try again; -ENODEV: unmounted. A cancellation point. */
 ssize_t channel_receive(int fd, void *buf, size_t cap);
+
+/* What the loop wants to know of a request. */
+struct channel_request {
+	uint64_t unique; /* its number */
+	pid_t caller;	 /* the thread on whose behalf it is; 0: unknown */
+	bool is_interrupt; /* a signal has come for somebody who waits for an answer */
+	bool only_looks;   /* nothing changes by it: whether it is done is all one to anybody but the caller */
+};
+struct channel_request channel_look(const void *buf, size_t len);
+
+/* Whether THREAD has been killed, and only waits for an answer. */
+bool channel_is_killed(pid_t thread);
+
+/* Answers EINTR to the request UNIQUE that was read from FD, in the place of the thread that handles it: its own answer finds nobody. */
+void channel_answer_interrupted(int fd, uint64_t unique);
 
 #endif

@@ -55,8 +55,10 @@ struct handle *handle_new(struct fs *fs, const struct place *place, enum handle_
 		free(handle);
 		return NULL;
 	}
-	handle->nr_refs = 1;
+	atomic_init(&handle->nr_refs, 1);
 	handle->kind = kind;
+	if (kind == HANDLE_DIR)
+		pthread_mutex_init(&handle->dir_lock, NULL);
 	handle->writable = writable;
 	handle->ino = place_ino(place);
 	handle->vm = place->vm ? place->vm->id : 0;
@@ -112,16 +114,29 @@ static void close_content(struct fs *fs, struct handle *handle)
 		break;
 	case HANDLE_DIR:
 		dir_list_free(handle->dir);
+		pthread_mutex_destroy(&handle->dir_lock);
 		break;
 	}
 }
 
+struct handle *handle_ref(struct handle *handle)
+{
+	atomic_fetch_add(&handle->nr_refs, 1);
+	return handle;
+}
+
+/* One that is in the table may be about to leave it. */
+static bool try_ref(struct handle *handle)
+{
+	unsigned nr = atomic_load(&handle->nr_refs);
+	while (nr && !atomic_compare_exchange_weak(&handle->nr_refs, &nr, nr + 1))
+		continue;
+	return nr;
+}
+
 void handle_put(struct fs *fs, struct handle *handle)
 {
-	pthread_mutex_lock(&fs->handles->lock);
-	bool last = --handle->nr_refs == 0;
-	pthread_mutex_unlock(&fs->handles->lock);
-	if (!last)
+	if (atomic_fetch_sub(&handle->nr_refs, 1) != 1)
 		return;
 	/* Closed first, then out of the table: who waits for it wants the disk to be free. */
 	close_content(fs, handle);
@@ -149,10 +164,8 @@ struct handle *handles_find(struct handles *handles, uint64_t ino)
 	struct handle *found = NULL;
 	pthread_mutex_lock(&handles->lock);
 	for_each_handle(handles, handle)
-		if (handle->ino == ino && handle->nr_refs)
+		if (!found && handle->ino == ino && try_ref(handle))
 			found = handle;
-	if (found)
-		found->nr_refs++;
 	pthread_mutex_unlock(&handles->lock);
 	return found;
 }
@@ -165,11 +178,9 @@ struct handle *handles_next_disk(struct fs *fs, struct handle *prev)
 	struct handle *next = NULL;
 	for (; link != &handles->list && !next; link = link->next) {
 		struct handle *handle = list_entry(link, struct handle, link);
-		if (handle->kind == HANDLE_DISK && handle->disk && handle->nr_refs)
+		if (handle->kind == HANDLE_DISK && handle->disk && try_ref(handle))
 			next = handle;
 	}
-	if (next)
-		next->nr_refs++;
 	pthread_mutex_unlock(&handles->lock);
 	if (prev)
 		handle_put(fs, prev);
@@ -204,6 +215,15 @@ void handles_wait_closed(struct handles *handles, uint32_t vm)
 	pthread_mutex_lock(&handles->lock);
 	while (has_disk_open_locked(handles, vm) && pthread_cond_timedwait(&handles->closed, &handles->lock, &end) == 0)
 		continue;
+	pthread_mutex_unlock(&handles->lock);
+}
+
+void handles_flush_all(struct handles *handles)
+{
+	pthread_mutex_lock(&handles->lock);
+	for_each_handle(handles, handle)
+		if (handle->kind == HANDLE_DISK && handle->writable)
+			disk_flush(handle->disk);
 	pthread_mutex_unlock(&handles->lock);
 }
 

@@ -5,6 +5,7 @@
 #ifndef FS_HANDLE_H
 #define FS_HANDLE_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -31,7 +32,7 @@ enum handle_kind {
 
 struct handle {
 	struct list link;
-	unsigned nr_refs; /* protected by the table's lock */
+	atomic_uint nr_refs; /* 0: it is being closed, and gets no other */
 	enum handle_kind kind;
 	bool writable;
 	bool is_counted; /* by passthrough_open */
@@ -43,7 +44,10 @@ struct handle {
 	struct place *place; /* owned; as it was when it was opened */
 	union {
 		struct disk_file *disk;
-		struct dir_list *dir;
+		struct {
+			struct dir_list *dir; /* protected by dir_lock */
+			pthread_mutex_t dir_lock;
+		};
 		struct control *control;
 		struct {
 			char *text;
@@ -68,9 +72,15 @@ struct handle *handle_new(struct fs *fs, const struct place *place, enum handle_
 /* Fills in what is open behind a HANDLE_DISK. */
 void handle_set_disk(struct fs *fs, struct handle *handle, struct disk_file *disk);
 
+/* For who reads: a caller who was killed is answered before he has been served (loop.h), and his file may be closed then. */
+struct handle *handle_ref(struct handle *handle);
+
 /* Gives a reference back. With the last one, what it has open is closed; a disk's error is reported as an event. */
 void handle_put(struct fs *fs, struct handle *handle);
 void handles_close_all(struct fs *fs);
+
+/* Brings to the disk what has been written to the open ones: before an end at which they can't be closed. */
+void handles_flush_all(struct handles *handles);
 
 /* A reference to some open file of INO, which may have been removed meanwhile; NULL: there is none. */
 struct handle *handles_find(struct handles *handles, uint64_t ino);

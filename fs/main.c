@@ -125,9 +125,20 @@ static int go_into_background(const struct options *options)
 	return 0;
 }
 
+/* A disk doesn't answer, and there are threads that wait for it: what they use can't be closed. All else is brought to the disk. */
+static void end_without_them(struct fs *fs, struct fuse_session *session, unsigned nr_hanging)
+{
+	keeper_stop();
+	fuse_session_unmount(session);
+	handles_flush_all(fs->handles);
+	events_add(fs->events, NULL, "ending, though %u reads are under way: a disk doesn't answer. What was written to others is safe", nr_hanging);
+	_exit(1);
+}
+
 static int serve(struct fs *fs, struct fuse_session *session, const struct options *options)
 {
 	sigset_t signals;
+	unsigned nr_hanging = 0;
 	loop_block_signals(&signals);
 	struct watch *watch = NULL;
 	int err = keeper_start(fuse_session_fd(session), options->mountpoint);
@@ -138,7 +149,9 @@ static int serve(struct fs *fs, struct fuse_session *session, const struct optio
 	if (!err)
 		err = watch_start(fs, session, &watch);
 	if (!err)
-		err = loop_run(session, options->max_threads, &signals);
+		err = loop_run(session, options->max_threads, &signals, &nr_hanging);
+	if (nr_hanging)
+		end_without_them(fs, session, nr_hanging);
 	watch_stop(watch);
 	pthread_sigmask(SIG_SETMASK, &signals, NULL);
 	if (err)

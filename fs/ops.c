@@ -3,7 +3,8 @@
 #include <errno.h>
 #include <string.h>
 
-#define MAX_BACKGROUND 64 /* readahead and direct I/O under way at once */
+/* Readahead and direct I/O under way at once, of all files: more would wait inside the kernel, behind those that a slow disk has. */
+#define MAX_BACKGROUND 512
 
 struct fs *ops_fs(fuse_req_t req)
 {

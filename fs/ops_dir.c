@@ -54,8 +54,7 @@ void ops_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		handle_put(fs, handle);
 }
 
-/* The names of a small directory are taken at the start of each pass, so that offsets keep their meaning while it lasts. One process at a time reads a directory
- * handle: the kernel holds the file's position lock. */
+/* The names of a small directory are taken at the start of each pass, so that offsets keep their meaning while it lasts. */
 static int list_again(struct fs *fs, struct handle *handle)
 {
 	struct place now = {0};
@@ -99,19 +98,14 @@ static int list_for(struct fs *fs, struct handle *handle, size_t max, off_t off,
 	return err;
 }
 
-static void read_dir(fuse_req_t req, size_t len, off_t off, struct fuse_file_info *fi, bool plus)
+/* Fills BUF with the entries after OFF. Returns how much of it, or a negative errno. */
+static ssize_t fill_locked(fuse_req_t req, struct handle *handle, char *buf, size_t buf_len, off_t off, bool plus)
 {
-	struct fs *fs = ops_fs(req);
-	struct handle *handle = ops_handle(fi);
 	struct dir_list *list = NULL, *mine = NULL;
-	size_t buf_len = len < MAX_DIR_REPLY ? len : MAX_DIR_REPLY, used = 0;
-	int err = list_for(fs, handle, buf_len / (plus ? ENTRY_BYTES : MIN_ENTRY_BYTES) + 1, off, &list, &mine);
-	auto_free char *buf = err ? NULL : malloc(buf_len);
-	if (!buf) {
-		dir_list_free(mine);
-		fuse_reply_err(req, err == -ENOENT ? ENOENT : err ? -err : ENOMEM);
-		return;
-	}
+	size_t used = 0;
+	int err = list_for(ops_fs(req), handle, buf_len / (plus ? ENTRY_BYTES : MIN_ENTRY_BYTES) + 1, off, &list, &mine);
+	if (err)
+		return err;
 	for (size_t i = mine ? 0 : (size_t)off; i < list->nr_entries; i++) {
 		const struct dir_entry *entry = &list->entries[i];
 		if (entry->next_off <= off)
@@ -122,7 +116,24 @@ static void read_dir(fuse_req_t req, size_t len, off_t off, struct fuse_file_inf
 		used += n;
 	}
 	dir_list_free(mine);
-	fuse_reply_buf(req, buf, used);
+	return (ssize_t)used;
+}
+
+static void read_dir(fuse_req_t req, size_t len, off_t off, struct fuse_file_info *fi, bool plus)
+{
+	struct fs *fs = ops_fs(req);
+	struct handle *handle = handle_ref(ops_handle(fi));
+	size_t buf_len = len < MAX_DIR_REPLY ? len : MAX_DIR_REPLY;
+	auto_free char *buf = malloc(buf_len);
+	/* The kernel lets in one reader of a handle at a time; one that was killed may be here still. */
+	pthread_mutex_lock(&handle->dir_lock);
+	ssize_t n = buf ? fill_locked(req, handle, buf, buf_len, off, plus) : -ENOMEM;
+	pthread_mutex_unlock(&handle->dir_lock);
+	handle_put(fs, handle);
+	if (n < 0)
+		fuse_reply_err(req, (int)-n);
+	else
+		fuse_reply_buf(req, buf, (size_t)n);
 }
 
 void ops_readdir(fuse_req_t req, fuse_ino_t ino, size_t len, off_t off, struct fuse_file_info *fi)

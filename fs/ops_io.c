@@ -90,12 +90,15 @@ static int write_handle(struct fs *fs, struct handle *handle, const void *buf, s
 void ops_read(fuse_req_t req, fuse_ino_t ino, size_t len, off_t off, struct fuse_file_info *fi)
 {
 	(void)ino;
-	struct handle *handle = ops_handle(fi);
+	struct fs *fs = ops_fs(req);
+	struct handle *handle = handle_ref(ops_handle(fi));
 	char *buf = loop_reply_buffer(len);
-	ssize_t n = buf ? read_handle(ops_fs(req), handle, buf, len, (uint64_t)off) : -ENOMEM;
+	ssize_t n = buf ? read_handle(fs, handle, buf, len, (uint64_t)off) : -ENOMEM;
 	if (n < 0)
 		ops_fail(req, handle->place, "read", NULL, (int)n, NULL);
-	else
+	/* First, so that a close(2) after the reply is the last. */
+	handle_put(fs, handle);
+	if (n >= 0)
 		fuse_reply_buf(req, buf, (size_t)n);
 }
 
@@ -133,10 +136,12 @@ void ops_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence, struct fus
 		fuse_reply_err(req, EOPNOTSUPP);
 		return;
 	}
+	handle_ref(handle);
 	/* Dirty pages aren't written back before this is asked: where somebody writes, there may be data anywhere. */
 	int err = handles_has_writer(fs->handles, ino)
 			  ? seek_in_full((uint64_t)off, data, disk_virtual_size(handle->disk), &found)
 			  : disk_seek(handle->disk, (uint64_t)off, data, &found);
+	handle_put(fs, handle);
 	if (err)
 		fuse_reply_err(req, -err);
 	else

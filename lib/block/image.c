@@ -339,34 +339,74 @@ static struct image *forget_locked(struct image_cache *cache, struct image *imag
 	return image;
 }
 
+static bool same_state_here(int fd, const struct stat *before)
+{
+	struct statx now;
+	return statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_BASIC_STATS, &now) == 0 && now.stx_nlink && (off_t)now.stx_size == before->st_size &&
+	       now.stx_mtime.tv_sec == before->st_mtim.tv_sec && now.stx_mtime.tv_nsec == before->st_mtim.tv_nsec &&
+	       now.stx_ctime.tv_sec == before->st_ctim.tv_sec && now.stx_ctime.tv_nsec == before->st_ctim.tv_nsec;
+}
+
+bool image_seems_current(const struct image *image)
+{
+	if (atomic_load(&image->changing)) {
+		struct statx now;
+		return statx(image->fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_NLINK, &now) == 0 && now.stx_nlink;
+	}
+	return same_state_here(image->fd, &image->st) && (image->data_fd < 0 || same_state_here(image->data_fd, &image->data_st));
+}
+
 void image_cache_trim(struct image_cache *cache)
 {
+	struct image *gone = NULL;
 	pthread_mutex_lock(&cache->lock);
 	for (struct image *image = cache->oldest, *newer; image; image = newer) {
 		newer = image->newer;
-		if (!image_is_current(image))
-			image_free(forget_locked(cache, image));
+		if (!image_seems_current(image)) {
+			forget_locked(cache, image)->next = gone;
+			gone = image;
+		}
 	}
 	pthread_mutex_unlock(&cache->lock);
+	for (struct image *next; gone; gone = next) {
+		next = gone->next;
+		image_free(gone);
+	}
+}
+
+static struct image *find_locked(struct image_cache *cache, const struct stat *st, enum image_format declared)
+{
+	struct image *image = *bucket_of(cache, st);
+	while (image && !(same_file(&image->st, st) && image->declared == declared))
+		image = image->next;
+	if (image && image->nr_users++ == 0)
+		unused_unlink_locked(cache, image);
+	return image;
+}
+
+/* Whether it is to be given out: asked without the lock, for the disk may be slow. */
+static bool is_still(const struct image *image, const struct stat *st)
+{
+	return (atomic_load(&image->changing) || same_state(&image->st, st)) && image_is_current(image);
 }
 
 struct image *image_lookup(struct image_cache *cache, const struct stat *st, enum image_format declared)
 {
-	struct image *gone = NULL;
 	pthread_mutex_lock(&cache->lock);
-	struct image *image = *bucket_of(cache, st);
-	while (image && !(same_file(&image->st, st) && image->declared == declared))
-		image = image->next;
-	bool changing = image && atomic_load(&image->changing);
-	if (image && !((changing || same_state(&image->st, st)) && image_is_current(image))) {
-		gone = forget_locked(cache, image);
-		image = NULL;
-	}
-	if (image && image->nr_users++ == 0)
-		unused_unlink_locked(cache, image);
+	struct image *image = find_locked(cache, st, declared);
 	pthread_mutex_unlock(&cache->lock);
-	image_free(gone);
-	return image;
+	if (!image)
+		return NULL;
+	bool still = is_still(image, st);
+	pthread_mutex_lock(&cache->lock);
+	if (!still && !image->stale)
+		forget_locked(cache, image);
+	bool stale = image->stale;
+	pthread_mutex_unlock(&cache->lock);
+	if (!stale)
+		return image;
+	image_put(image);
+	return NULL;
 }
 
 static struct expected **find_expected_locked(struct image_cache *cache, dev_t dev, ino_t ino)

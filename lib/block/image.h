@@ -59,6 +59,8 @@ void image_put(struct image *image);
 
 /* Whether the file is still what was opened (same size and times, or changed by us). */
 bool image_is_current(const struct image *image);
+/* The same as far as this machine knows it: a server or disk that may not answer isn't asked. Good for what was changed here; under locks. */
+bool image_seems_current(const struct image *image);
 
 /* The same for who has it open and reads on: that it was given another owner, mode or name, which changes its ctime alone, doesn't count. */
 bool image_is_unchanged(const struct image *image);

@@ -119,13 +119,21 @@ static bool is_current(const struct view *view)
 	return true;
 }
 
+static bool seems_current(const struct view *view)
+{
+	for (size_t i = 0; i < view_depth(view); i++)
+		if (!image_seems_current(view_layer(view, i)))
+			return false;
+	return true;
+}
+
 void flats_trim(struct flats *flats)
 {
 	if (!flats)
 		return;
 	pthread_mutex_lock(&flats->lock);
 	for_each_flat(flats, flat)
-		if (flat->state != FLAT_MAKING && !is_current(flat->view))
+		if (flat->state != FLAT_MAKING && !seems_current(flat->view))
 			remove_locked(flats, flat);
 	pthread_mutex_unlock(&flats->lock);
 }

@@ -15,6 +15,7 @@
 
 #define PAUSE_NS 20000000 /* between two looks in the background */
 #define REFRESH_MS    1000
+#define PATIENCE_MS   3000 /* for a look at SOURCE: a disk may not answer */
 #define REFRESH_SHARE 10   /* a look that takes T is repeated after 10 T at the earliest */
 #define MANY_VMS      100
 #define MANY_IMAGES   2000
@@ -38,6 +39,12 @@ struct found {
 	atomic_bool ending;
 	bool started;
 	pthread_t thread;
+
+	pthread_mutex_t ask_lock;
+	pthread_cond_t asked_cond, done_cond;
+	/* protected by ask_lock */
+	bool asked, busy; /* for a look; with one */
+	uint64_t nr_done;
 };
 
 /* --- small things ------------------------------------------------------------------------------------------------------- */
@@ -50,6 +57,13 @@ int found_new(struct found **ret)
 	pthread_mutex_init(&found->refresh, NULL);
 	pthread_mutex_init(&found->first_lock, NULL);
 	pthread_cond_init(&found->first_done, NULL);
+	pthread_condattr_t attr;
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_mutex_init(&found->ask_lock, NULL);
+	pthread_cond_init(&found->asked_cond, &attr);
+	pthread_cond_init(&found->done_cond, &attr);
+	pthread_condattr_destroy(&attr);
 	int err = image_facts_new(&found->facts);
 	if (err)
 		found_free(found);
@@ -69,12 +83,18 @@ void found_free(struct found *found)
 {
 	if (!found)
 		return;
+	pthread_mutex_lock(&found->ask_lock);
 	atomic_store(&found->ending, true);
+	pthread_cond_broadcast(&found->asked_cond);
+	pthread_mutex_unlock(&found->ask_lock);
 	if (found->started)
 		pthread_join(found->thread, NULL);
 	vms_free(found->vms, found->nr_vms);
 	source_done(&found->source);
 	image_facts_free(found->facts);
+	pthread_cond_destroy(&found->done_cond);
+	pthread_cond_destroy(&found->asked_cond);
+	pthread_mutex_destroy(&found->ask_lock);
 	pthread_cond_destroy(&found->first_done);
 	pthread_mutex_destroy(&found->first_lock);
 	pthread_mutex_destroy(&found->refresh);
@@ -460,6 +480,24 @@ static void look_first(struct store *store)
 	pthread_mutex_unlock(&found->first_lock);
 }
 
+/* The thread in the background looks, for only so long can be waited for it. */
+static void ask_for_look(struct found *found)
+{
+	struct timespec end;
+	clock_gettime(CLOCK_MONOTONIC, &end);
+	end.tv_sec += PATIENCE_MS / 1000;
+	pthread_mutex_lock(&found->ask_lock);
+	/* Somebody has asked already: what was there a second ago will do. */
+	if (!found->asked && !found->busy) {
+		uint64_t nr_done = found->nr_done;
+		found->asked = true;
+		pthread_cond_signal(&found->asked_cond);
+		while (found->nr_done == nr_done && pthread_cond_timedwait(&found->done_cond, &found->ask_lock, &end) == 0)
+			continue;
+	}
+	pthread_mutex_unlock(&found->ask_lock);
+}
+
 void found_refresh(struct store *store)
 {
 	struct found *found = store->found;
@@ -467,11 +505,12 @@ void found_refresh(struct store *store)
 		look_first(store);
 	if (now_ms() < atomic_load(&found->next_ms))
 		return;
-	/* Somebody is looking: what was there a second ago will do. */
-	if (pthread_mutex_trylock(&found->refresh) != 0)
-		return;
-	refresh_timed(store, false);
-	pthread_mutex_unlock(&found->refresh);
+	if (found->started) {
+		ask_for_look(found);
+	} else if (pthread_mutex_trylock(&found->refresh) == 0) {
+		refresh_timed(store, false);
+		pthread_mutex_unlock(&found->refresh);
+	}
 }
 
 bool found_is_ending(struct store *store)
@@ -481,17 +520,52 @@ bool found_is_ending(struct store *store)
 
 /* --- in the background ------------------------------------------------------------------------------------------------ */
 
+/* ask_lock is held, but not while it looks. */
+static void look_now_locked(struct store *store, bool first)
+{
+	struct found *found = store->found;
+	found->asked = false;
+	found->busy = true;
+	pthread_mutex_unlock(&found->ask_lock);
+	pthread_mutex_lock(&found->refresh);
+	refresh_timed(store, first);
+	pthread_mutex_unlock(&found->refresh);
+	pthread_mutex_lock(&found->ask_lock);
+	found->busy = false;
+	found->nr_done++;
+	pthread_cond_broadcast(&found->done_cond);
+}
+
+static void look_for_more(struct store *store)
+{
+	struct found *found = store->found;
+	while (atomic_load(&found->incomplete) && !atomic_load(&found->ending)) {
+		pthread_mutex_lock(&found->ask_lock);
+		look_now_locked(store, true);
+		pthread_mutex_unlock(&found->ask_lock);
+		nanosleep(&(struct timespec){.tv_nsec = PAUSE_NS}, NULL); /* whatever it is that isn't to be read */
+	}
+}
+
+static void look_when_asked(struct store *store)
+{
+	struct found *found = store->found;
+	pthread_mutex_lock(&found->ask_lock);
+	while (!atomic_load(&found->ending)) {
+		if (found->asked)
+			look_now_locked(store, false);
+		else
+			pthread_cond_wait(&found->asked_cond, &found->ask_lock);
+	}
+	pthread_mutex_unlock(&found->ask_lock);
+}
+
 static void *read_all(void *arg)
 {
 	struct store *store = arg;
-	struct found *found = store->found;
 	look_first(store);
-	while (atomic_load(&found->incomplete) && !atomic_load(&found->ending)) {
-		pthread_mutex_lock(&found->refresh);
-		refresh_timed(store, true);
-		pthread_mutex_unlock(&found->refresh);
-		nanosleep(&(struct timespec){.tv_nsec = PAUSE_NS}, NULL); /* whatever it is that isn't to be read */
-	}
+	look_for_more(store);
+	look_when_asked(store);
 	return NULL;
 }
 

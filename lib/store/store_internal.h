@@ -1,7 +1,7 @@
 /* The inside of the store, for the files of lib/store alone: what its parts share. Each part's own state is in its own header.
  *
  * Locks, outermost first. None but `lock` and those inside the parts is taken twice by one thread.
- *   found->refresh     one reading of SOURCE at a time; tried, never waited for but by the thread in the background
+ *   found->refresh     one reading of SOURCE at a time: by the thread in the background, which is waited for for a while only
  *   entry->change      one change to a managed VM, or one reading of a found one's snapshots, at a time; two of them in order of VM id
  *   open_head->swap    shared by each read and write; exclusively while the head's file changes; several in order of disk
  *   store->layout      shared while a chain is opened by the names of its files; exclusively while a merge changes what they name. Held across
