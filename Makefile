@@ -92,7 +92,7 @@ fuzz:
 	$(MAKE) CC=clang BUILD=build-fuzz SAN=address,undefined CFLAGS='$(CFLAGS) -fsanitize=fuzzer-no-link -fno-sanitize-recover=undefined' fuzzers
 fuzzers: $(FUZZERS)
 # What the library reads, writes and opens: tests/fuzz/common/fuzz.h.
-FUZZ_WRAPS := pread64 pwrite64 openat64 open64 syscall
+FUZZ_WRAPS := pread64 pwrite64 openat64 open64 readlink syscall
 # What is looked for are new ways through the library, not through its judges.
 build-fuzz/tests/fuzz/%.o: override CFLAGS := $(filter-out -fsanitize=fuzzer-no-link,$(CFLAGS))
 $(FUZZ_COMMON): $(FUZZ_COMMON_SRC:%.c=build-fuzz/%.o)

@@ -48,7 +48,7 @@ static void on_free(const volatile void *p)
 
 /* --- the directory --------------------------------------------------------------------------------------------------- */
 
-static char dir[PATH_MAX];
+static char dir[PATH_MAX], root[PATH_MAX];
 static int dirfd_ = -1;
 
 static void remove_dir(void)
@@ -69,10 +69,16 @@ const char *fuzz_dir(void)
 	if (!real)
 		fuzz_fail("%s: %s", dir, strerror(errno));
 	snprintf(dir, sizeof dir, "%s", real);
+	snprintf(root, sizeof root, "%s", real);
 	free(real);
 	dirfd_ = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	atexit(remove_dir);
 	return dir;
+}
+
+void fuzz_trust(const char *trusted)
+{
+	snprintf(root, sizeof root, "%s", trusted);
 }
 
 int fuzz_dirfd(void)
@@ -83,21 +89,23 @@ int fuzz_dirfd(void)
 
 /* --- files ------------------------------------------------------------------------------------------------------------ */
 
+ssize_t __real_readlink(const char *path, char *buf, size_t size);
+
 static void path_of_fd(int fd, char path[PATH_MAX])
 {
 	char link[40];
 	snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-	ssize_t n = readlink(link, path, PATH_MAX - 1);
+	ssize_t n = __real_readlink(link, path, PATH_MAX - 1);
 	path[n < 0 ? 0 : n] = '\0';
 }
 
 static void check_fd(int fd)
 {
 	char path[PATH_MAX];
-	size_t len = strlen(fuzz_dir());
+	size_t len = strlen(root);
 	path_of_fd(fd, path);
-	if (strncmp(path, dir, len) != 0 || (path[len] != '/' && path[len] != '\0'))
-		fuzz_fail("%s was opened, which lies outside of %s", path, dir);
+	if (strncmp(path, root, len) != 0 || (path[len] != '/' && path[len] != '\0'))
+		fuzz_fail("%s was opened, which lies outside of %s", path, root);
 }
 
 static void check_place(const char *what, int fd, size_t len, off_t off)
@@ -160,6 +168,17 @@ int __wrap_open64(const char *name, int flags, mode_t mode)
 	if (fd >= 0 && atomic_load(&watching))
 		check_fd(fd);
 	return fd;
+}
+
+ssize_t __wrap_readlink(const char *path, char *buf, size_t size);
+
+/* Nothing outside is even looked at. */
+ssize_t __wrap_readlink(const char *path, char *buf, size_t size)
+{
+	size_t len = strlen(root);
+	if (atomic_load(&watching) && (strncmp(path, root, len) != 0 || (path[len] != '/' && path[len] != '\0')))
+		fuzz_fail("%s is looked at, which lies outside of %s", path, root);
+	return __real_readlink(path, buf, size);
 }
 
 ssize_t fuzz_pread(int fd, void *buf, size_t len, uint64_t off)

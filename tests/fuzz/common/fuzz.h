@@ -28,6 +28,8 @@ _Noreturn void fuzz_fail(const char *fmt, ...) __attribute__((format(printf, 1, 
 /* A directory in memory for the files of a case, made at the first call: below FUZZ_DIR if the environment has it. */
 const char *fuzz_dir(void);
 int fuzz_dirfd(void);
+/* What may be opened and looked at, if that isn't all of the directory. */
+void fuzz_trust(const char *trusted);
 
 /* From now on at most MAX_BYTES of memory are taken, at most MAX_READS calls read files and MAX_READ_BYTES are asked of them. */
 void fuzz_begin(uint64_t max_bytes, uint64_t max_reads, uint64_t max_read_bytes);
