@@ -11,6 +11,7 @@
 
 #include "block/head.h"
 #include "block/image.h"
+#include "block/merge.h"
 #include "block/trust.h"
 #include "block/view.h"
 #include "common/images.h"
@@ -24,6 +25,7 @@
 
 #define FILE_MAX   (1ull << 38) /* longer files: memory for their clusters' bits, a bit each */
 #define LAYERS_MAX 8u
+#define PULL_MAX   (4u << 20)
 #define PIECE_MAX  65536u
 
 static const struct trust *trust;
@@ -83,10 +85,11 @@ static void check_bytes(struct model *m, uint64_t guest_off, const uint8_t *buf,
 static bool any_damage(struct model *m, uint64_t off, uint64_t len)
 {
 	uint8_t sector[REF_SECTOR];
-	/* Of the subclusters that are touched. */
+	/* Of the subclusters that are touched; a pull looks beneath the head's own as well. */
 	uint64_t first = off / 65536 * 65536, end = (off + len + 65535) / 65536 * 65536;
 	for (uint64_t at = first; at < end; at += REF_SECTOR)
-		if (ref_chain_sector(m->refs, m->nr_refs, at, sector) == REF_DAMAGED)
+		if (ref_chain_sector(m->refs, m->nr_refs, at, sector) == REF_DAMAGED ||
+		    ref_chain_sector(m->refs + 1, m->nr_refs - 1, at, sector) == REF_DAMAGED)
 			return true;
 	return false;
 }
@@ -96,7 +99,7 @@ static bool went_wrong(struct model *m, int err, uint64_t off, uint64_t len)
 {
 	if (!err)
 		return false;
-	if (err != -EFBIG && err != -EOPNOTSUPP && !(err == -EUCLEAN && any_damage(m, off, len < PIECE_MAX ? len : PIECE_MAX)))
+	if (err != -EFBIG && err != -EOPNOTSUPP && !(err == -EUCLEAN && any_damage(m, off, len < PULL_MAX ? len : PULL_MAX)))
 		fuzz_fail("%llu bytes at %llu: %d", (unsigned long long)len, (unsigned long long)off, err);
 	m->unsure = true;
 	return true;
@@ -157,6 +160,23 @@ static void map_at(struct head *head, uint64_t off, uint64_t len)
 		FUZZ_CHECK(err == -EUCLEAN);
 }
 
+/* What lies beneath becomes the head's own: nothing that is read changes. */
+static void pull_all(struct head *head, struct model *m)
+{
+	struct view *below = head_below(head);
+	uint64_t size = head_virtual_size(head);
+	if (below && size < PULL_MAX) {
+		int err = head_pull(head, view_depth(below), 0, size, NULL);
+		bool pulled = !went_wrong(m, err, 0, size), is_odd = ref_be32(original_fd, 100) > 400;
+		err = pulled ? head_rebase(head, NULL, NULL, IMAGE_RAW) : 0;
+		if (is_odd && err == -EUCLEAN) /* a header with no room for another name in its first sector */
+			m->unsure = true;
+		else
+			went_wrong(m, err, 0, size);
+	}
+	view_put(below);
+}
+
 static void do_step(struct head *head, struct model *m, const struct images_step *s, bool has_backing)
 {
 	uint64_t size = head_virtual_size(head), off = s->off % (size + 70000 ? size + 70000 : 1);
@@ -173,7 +193,9 @@ static void do_step(struct head *head, struct model *m, const struct images_step
 	case 6: read_at(head, m, off, s->len); break;
 	case 7:
 		map_at(head, off, s->len + 1u);
-		if (!has_backing && s->kind & 128)
+		if (has_backing && s->kind & 128)
+			pull_all(head, m);
+		else if (s->kind & 128)
 			went_wrong(m, head_preallocate(head, off, s->len), off, s->len);
 		break;
 	}
