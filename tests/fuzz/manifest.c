@@ -121,7 +121,8 @@ static void load_vm(const uint8_t *data, size_t size)
 	if (err)
 		return;
 	check_paths(vm);
-	err = manifest_save(store, vm, &why);
+	bool unsure = false;
+	err = manifest_save(store, vm, &unsure, &why);
 	if (err && err != -EINVAL && err != -EFBIG)
 		fuzz_fail("it can't be saved: %d %s", err, why.text);
 	if (!err) {
