@@ -32,7 +32,7 @@ static void test_check(void)
 	CHECK(name_check(longest) == -ENAMETOOLONG);
 	longest[255] = '\0';
 	CHECK(name_check(longest) == 0);
-	static const char *const bad[] = {"", ".", "..", ".x", "a/b", "a\nb", "a\x1b[31m", "a\x7f", "\xc2\x9b" "31m", "\xff", "\xc0\xaf", "\xed\xa0\x80", "\xf4\x90\x80\x80", "a\xc3"};
+	static const char *const bad[] = {"", ".", "..", ".x", "a/b", "a\nb", "a\x1b[31m", "a\x7f", ("\xc2\x9b" "31m"), "\xff", "\xc0\xaf", "\xed\xa0\x80", "\xf4\x90\x80\x80", "a\xc3"};
 	for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
 		CHECK(name_check(bad[i]) == -EINVAL);
 	for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
