@@ -5,6 +5,7 @@
 need fio qemu-img
 
 rounds=1 size=2m
+KIB_MORE=49152 # the caches of 64 disks fill up over more than a round
 [ -z "$NIGHTLY" ] || rounds=10 size=16m
 mkdir src
 mount_at src mnt
