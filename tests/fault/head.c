@@ -124,7 +124,7 @@ static unsigned nr_together(unsigned slot)
 	return slot < NEAR ? NEAR - slot : WINDOW - (slot - NEAR) % WINDOW;
 }
 
-/* 0: what the base has. */
+#define BASE 0xffffffffu
 static void stamp(char *sector, uint32_t value, uint32_t slot)
 {
 	for (unsigned i = 0; i < SECTOR; i += 8) {
@@ -133,10 +133,11 @@ static void stamp(char *sector, uint32_t value, uint32_t slot)
 	}
 }
 
+/* What the disk has at the beginning: the base is as long as can be, a disk that was shorter doesn't show the rest of it when it grows. */
 static void base_value(char *sector, unsigned slot)
 {
-	if (script->base && slot < NEAR)
-		stamp(sector, 0xffffffff, slot);
+	if (script->base && offset_of(slot) < script->size)
+		stamp(sector, BASE, slot);
 	else
 		memset(sector, 0, SECTOR);
 }
@@ -560,11 +561,16 @@ static void close_all(void)
 
 static void make_base(void)
 {
-	FILE *f = fopen(path_of("base.raw"), "w");
-	for (unsigned s = 0; s < NEAR; s++)
-		base_value(bytes + (size_t)s * SECTOR, s);
-	if (!f || fwrite(bytes, SECTOR, NEAR, f) != NEAR || fclose(f))
+	int fd = open(path_of("base.raw"), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+	for (unsigned s = 0; s < NR_SLOTS; s++) {
+		char sector[SECTOR];
+		stamp(sector, BASE, s);
+		if (fd < 0 || file_write(fd, sector, SECTOR, offset_of(s)))
+			fail("the base");
+	}
+	if (ftruncate(fd, (off_t)(script->small ? ALL_SIZE : script->size)) < 0)
 		fail("the base");
+	close(fd);
 }
 
 static void make_dirty(void)
@@ -732,6 +738,28 @@ static void check_growth(uint64_t size)
 			fail("sector %u, behind the old end, isn't zeros", s);
 }
 
+/* I5: what is allocated of the subcluster with the disk's end is zeros behind it. */
+static void check_end(uint64_t size)
+{
+	be64 longer = be64_make((size + 4095) / 4096 * 4096);
+	char tail[4096];
+	struct view *view = NULL;
+	if (shell("cp --sparse=always '%s' '%s'", path_of(layer_name(top)), path_of("longer.qcow2")))
+		fail("a copy");
+	int fd = open(path_of("longer.qcow2"), O_WRONLY | O_CLOEXEC);
+	if (fd < 0 || file_write(fd, &longer, sizeof longer, 24) || open_view("longer.qcow2", IMAGE_QCOW2, &view))
+		fail("a longer copy");
+	size_t len = (size_t)(be64_get(longer) - size);
+	if (view_read(view, tail, len, size))
+		fail("a longer copy can't be read");
+	for (size_t i = 0; i < len; i++)
+		if (tail[i])
+			fail("there are bytes behind the disk's end, at %llu", (unsigned long long)(size + i));
+	view_put(view);
+	close(fd);
+	unlinkat(dir_fd, "longer.qcow2", 0);
+}
+
 static void check_copy(void)
 {
 	if (!told.is_full && fill())
@@ -767,6 +795,8 @@ static void check_head(unsigned dice)
 		check_growth(size);
 	if (close_head())
 		fail("it doesn't close");
+	if (dice % 4 == 3 && !script->base && !script->raw && !script->file_size)
+		check_end(size);
 }
 
 static void check(const char *dir, const struct promise *p, bool cut)
@@ -824,6 +854,7 @@ static const struct op write_ops[] = {
 	{END, 0, 0, 0}};
 static const struct op alone_ops[] = {
 	{ALLOCATE, 0, 300 * KIB, 0},
+	{FLUSH, 0, 0, 0},
 	{WRITE, 5, 20, 0},
 	{WRITE, 200 * KIB, 200 * KIB, 0},
 	{FLUSH, 0, 0, 0},
@@ -838,12 +869,17 @@ static const struct op alone_ops[] = {
 	{REOPEN, 0, 0, 0},
 	{WRITE, FAR(2) + 3, 3, 0},
 	{DISCARD, FAR(2), WINDOW, 0},
+	{WRITE, 100 * KIB, 100, 0},
+	{RESIZE, 0, 0, 100 * 1024 + SECTOR}, /* inside a subcluster of it */
+	{FLUSH, 0, 0, 0},
+	{WRITE, 9, 1, 0},
 	{END, 0, 0, 0}};
 static const struct op grow_ops[] = {
 	{WRITE, 10, 100, 0},
-	{WRITE, FAR(0) + 3, 30, 0},
 	{FLUSH, 0, 0, 0},
+	{WRITE, FAR(0) + 3, 30, 0},
 	{WRITE, FAR(2) + 9, 1, 0},
+	{WRITE, FAR(0) + 40, 60, 0},
 	{RESIZE, 0, 0, 6 * WINDOW_STEP},
 	{WRITE, FAR(3), 5, 0},
 	{FLUSH, 0, 0, 0},
@@ -958,7 +994,7 @@ static const struct script scripts[] = {
 	{"write", true, false, false, ALL_SIZE, 0, 0, write_ops},
 	{"small", true, false, true, ALL_SIZE, 0, 0, write_ops},
 	{"alone", false, false, false, ALL_SIZE, 0, 0, alone_ops},
-	{"grow", true, false, true, NEAR * SECTOR, 0, 0, grow_ops},
+	{"grow", true, false, true, 2 * WINDOW_STEP, 0, 0, grow_ops},
 	{"long", false, false, true, ALL_SIZE, (256ull << 30) + 16384, 0, long_ops},
 	{"blocks", false, false, true, ALL_SIZE, (128ull << 20) - 262144, 0, blocks_ops},
 	{"freeze", true, false, false, NEAR * SECTOR, 0, 0, freeze_ops},

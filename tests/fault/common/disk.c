@@ -41,6 +41,7 @@ static struct {
 static struct {
 	bool armed;
 	uint64_t nth;
+	unsigned nr_syncs; /* not 0: at that one after the fault, whatever NTH */
 	char *to;
 	unsigned seed;
 } cut;
@@ -91,9 +92,10 @@ void disk_arm(enum fault_kind kind, uint64_t nth, bool for_good)
 	pthread_mutex_unlock(&lock);
 }
 
-void disk_arm_cut(uint64_t nth, const char *to, unsigned seed)
+void disk_arm_cut(uint64_t nth, unsigned nr_syncs, const char *to, unsigned seed)
 {
 	pthread_mutex_lock(&lock);
+	cut.nr_syncs = nr_syncs;
 	cut.armed = true;
 	cut.nth = nth;
 	cut.to = strdup(to);
@@ -267,6 +269,13 @@ static void strike(struct step *step)
 	}
 }
 
+static bool is_cut(uint64_t nr, enum disk_op op)
+{
+	if (!cut.armed || !cut.nr_syncs)
+		return cut.armed && nr >= cut.nth;
+	return disk_shared->struck && op == OP_SYNC && --cut.nr_syncs == 0;
+}
+
 static void step_begin(struct step *step, enum disk_op op)
 {
 	*step = (struct step){.op = op};
@@ -277,13 +286,18 @@ static void step_begin(struct step *step, enum disk_op op)
 		disk_shared->step_stacks[nr] = (uint16_t)step->stack;
 		disk_shared->step_ops[nr] = (uint8_t)op;
 	}
-	if (cut.armed && nr >= cut.nth) {
+	if (is_cut(nr, op)) {
 		if (!disk_shared->struck) { /* the cut is the fault */
 			disk_shared->struck = true;
 			disk_shared->struck_stack = (uint16_t)step->stack;
 			disk_shared->struck_op = (uint8_t)op;
 		}
-		disk_rebuild(cut.to, disk_nr_recorded(), cut.seed);
+		/* Before a sync the most is at stake. */
+		for (unsigned i = 0; i < (op == OP_SYNC ? DISK_CUTS : 1); i++) {
+			char to[PATH_MAX];
+			snprintf(to, sizeof to, "%s%u", cut.to, i);
+			disk_rebuild(to, disk_nr_recorded(), cut.seed + i * 7919);
+		}
 		_exit(DISK_KILLED);
 	}
 	disk_shared->nr_steps++;

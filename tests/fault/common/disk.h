@@ -67,9 +67,10 @@ const char *disk_recorded_name(uint64_t nr);
  * sync of its file, or for names of its directory, has made stable; and of the rest, by the dice of SEED, any part in any order, data torn at 512 bytes.
  * A rename is whole or not at all. TO.numbers says which file is which: for each a line with the inode number that it has there and the one that it had. */
 void disk_rebuild(const char *to, uint64_t cut, unsigned seed);
-/* At the step with number NTH (as disk_arm counts) the power goes: what could be left is put into TO, and the process ends with status DISK_KILLED.
- * Whatever else is armed. */
-void disk_arm_cut(uint64_t nth, const char *to, unsigned seed);
+/* At the step with number NTH (as disk_arm counts) the power goes: what could be left is put into TO0, TO1 and so on, and the process ends with status
+ * DISK_KILLED. Whatever else is armed. NR_SYNCS, if it isn't 0: at that sync after the armed fault. */
+#define DISK_CUTS 6u /* at most */
+void disk_arm_cut(uint64_t nth, unsigned nr_syncs, const char *to, unsigned seed);
 /* The bytes, names, links and times below FROM, made again in TO, which isn't there. */
 void disk_copy_tree(const char *from, const char *to);
 

@@ -1,0 +1,88 @@
+#!/usr/bin/env bash
+# The tests of faults can fail: each break of tests/fault/mutations, made in a copy of the tree, is caught by one of its tests.
+# mutations.sh [WORD...]: only those whose first line has one of the words.
+# limit: 3600
+# nightly: 7200
+# shellcheck source-path=SCRIPTDIR source=../lib.sh
+. "$(dirname "$0")/../lib.sh"
+
+tree=$TEST_DIR/tree
+build=$tree/build
+table=$TOP/tests/fault/mutations
+
+# With the objects that are built already: one file is compiled again for each.
+mkdir "$tree"
+cp -a "$TOP/Makefile" "$TOP/lib" "$TOP/fs" "$TOP/tests" "$tree"
+mkdir "$build"
+(cd "$BUILD" && cp -a --parents lib tests/fault libvmsnapfs.a "$build")
+
+build_test() {
+	make -s -C "$tree" BUILD=build ${SAN:+SAN="$SAN"} "build/$1" >"$TEST_DIR/make.log" 2>&1
+}
+
+# One of its tests fails.
+is_caught() {
+	local program arguments
+	for test in "${tests[@]}"; do
+		read -r program arguments <<<"$test"
+		if ! build_test "$program"; then
+			cat "$TEST_DIR/make.log"
+			fail "$name: it doesn't compile"
+		fi
+		rm -rf "$TEST_DIR/run"
+		mkdir "$TEST_DIR/run"
+		# shellcheck disable=SC2086
+		if ! (cd "$TEST_DIR/run" && NIGHTLY='' timeout 900 "$build/$program" $arguments >"$TEST_DIR/log" 2>&1); then
+			grep -q '^FAILED' "$TEST_DIR/log" || grep -q 'without any fault' "$TEST_DIR/log" || {
+				cat "$TEST_DIR/log"
+				fail "$name: $test fails for another reason"
+			}
+			caught_by=$test
+			return 0
+		fi
+	done
+	return 1
+}
+
+is_wanted() { # WORD...
+	local word
+	for word in "$@"; do
+		[[ $name != *"$word"* ]] || return 0
+	done
+	[ $# = 0 ]
+}
+
+nr=0 missed=0
+try() {
+	local text
+	text=$(cat "$TOP/$file" && echo x)
+	text=${text%x}
+	[[ $text == *"$old"* ]] || fail "$name: the text isn't in $file"
+	printf '%s' "${text/"$old"/"$new"}" >"$tree/$file"
+	nr=$((nr + 1))
+	if is_caught; then
+		echo "caught  $name  ($caught_by)"
+	else
+		echo "MISSED  $name"
+		missed=$((missed + 1))
+	fi
+	cp "$TOP/$file" "$tree/$file"
+}
+
+name="" file="" old="" new="" tests=()
+while IFS= read -r line; do
+	case $line in
+	"=== "*) name=${line#=== } file="" old="" new="" tests=() ;;
+	"file "*) file=${line#file } ;;
+	"test "*) tests+=("${line#test }") ;;
+	-*) old+=${old:+$'\n'}${line#-} ;;
+	+*) new+=${new:+$'\n'}${line#+} ;;
+	"")
+		if [ -n "$name" ] && is_wanted "$@"; then try; fi
+		name=""
+		;;
+	esac
+done < <(cat "$table" && echo)
+
+echo "$nr breaks, $missed of which nothing caught"
+[ "$nr" -gt 0 ] && [ $missed = 0 ]
