@@ -30,6 +30,7 @@ static const bool needs_space[NR_DISK_OPS] = {
 struct disk_shared *disk_shared;
 
 static char *watched; /* NULL: nothing; without / at its end */
+static bool is_leaving;
 static bool can_clone;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* one step at a time */
 /* protected by lock */
@@ -68,7 +69,7 @@ void disk_watch(const char *dir)
 void disk_leave(void)
 {
 	pthread_mutex_lock(&lock);
-	watched = NULL;
+	is_leaving = true; /* the name stays: other threads may look at it */
 	log_is_on = false;
 	fault.kind = FAULT_NONE;
 	cut.armed = false;
@@ -163,7 +164,7 @@ int real_openat(int dirfd, const char *name, int flags, mode_t mode)
 static bool is_watched(int fd)
 {
 	char link[40], path[PATH_MAX + 20];
-	if (!watched || fd < 0)
+	if (!watched || is_leaving || fd < 0)
 		return false;
 	snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
 	ssize_t len = readlink(link, path, sizeof path - 1);
@@ -186,7 +187,7 @@ static bool at_open(struct at *at, int dirfd, const char *path)
 {
 	char parent[PATH_MAX] = ".";
 	at->dirfd = -1;
-	if (!watched || !path)
+	if (!watched || is_leaving || !path)
 		return false;
 	const char *slash = strrchr(path, '/');
 	if (slash)
@@ -615,7 +616,7 @@ static int open_any(int dirfd, const char *path, int flags, mode_t mode)
 {
 	struct at at = {.dirfd = -1};
 	bool unnamed = (flags & O_TMPFILE) == O_TMPFILE;
-	if (!watched || !(flags & (O_CREAT | O_TRUNC) || unnamed))
+	if (!watched || is_leaving || !(flags & (O_CREAT | O_TRUNC) || unnamed))
 		return __real_openat64(dirfd, path, flags, mode);
 	if (unnamed) {
 		int parent = __real_openat64(dirfd, path, O_PATH | O_CLOEXEC);

@@ -236,11 +236,12 @@ static void lay_out(const struct scenario *s)
 /* Each of the directories that a cut could have left. */
 static int check_cuts(const struct scenario *s)
 {
-	char suffix[20] = ".cut0";
+	char suffix[30] = ".cut0", numbers[40];
 	int status = 0;
 	for (unsigned i = 0; !status && access(place(s, suffix), F_OK) == 0; snprintf(suffix, sizeof suffix, ".cut%u", ++i)) {
 		remove_tree(place(s, ""));
-		if (rename(place(s, suffix), place(s, "")) < 0)
+		snprintf(numbers, sizeof numbers, "%s.numbers", suffix);
+		if (rename(place(s, suffix), place(s, "")) < 0 || rename(place(s, numbers), place(s, ".cut.numbers")) < 0)
 			die("after a cut");
 		status = check(s, true);
 		cell_dice += 7; /* another way of checking */
