@@ -126,6 +126,6 @@ static const struct scenario scenarios[] = {
 
 int main(int argc, char **argv)
 {
-	static const char *const must[] = {"VM's directory/VM's directory", "commit/small file", "commit/directory", "new overlay/overlay creation", "new overlay/directory", "pending base", "VM's removal", "reclaim", "overlay exchange", NULL};
+	static const char *const must[] = {"VM's directory/VM's directory", "commit/small file", "new overlay/overlay creation", "new overlay/directory", "pending base", "VM's removal", "reclaim", "overlay exchange", NULL};
 	return matrix_main(argc, argv, scenarios, sizeof scenarios / sizeof *scenarios, 14, world_must(must));
 }

@@ -56,6 +56,7 @@ static void run_raw(const char *dir, struct promise *promise)
 	const struct disk_spec spec = {.mode = CLONE_FULL, .format = IMAGE_RAW};
 	if (!world_begin(dir, promise))
 		return;
+	world_hurry(); /* how far it is is noted at each piece */
 	do_clone_with("vm", "s1", "new", &spec);
 	do_write("new", "vda.img", 6, 1, 5);
 	do_flush("new", "vda.img");
@@ -116,6 +117,7 @@ static void run_pool_raw(const char *dir, struct promise *promise)
 {
 	if (!world_begin(dir, promise))
 		return;
+	world_hurry(); /* how far it is is noted at each piece */
 	do_volume("web", "base", "one.raw", (struct disk_spec){.mode = CLONE_FULL});
 	do_volume("web", "base", "two.qcow2", (struct disk_spec){0});
 	do_jobs();

@@ -97,7 +97,29 @@ static void run_first(const char *dir, struct promise *promise)
 	world_end();
 }
 
+static void prepare_pool(const char *dir)
+{
+	char path[1000];
+	snprintf(path, sizeof path, "%s/pool", dir);
+	if (mkdir(path, 0700) < 0)
+		exit(1);
+	prepare_nothing(dir);
+}
+
+/* The pool's own VM isn't there before the first start: it comes and goes with it. */
+static void run_first_pool(const char *dir, struct promise *promise)
+{
+	if (!world_begin(dir, promise))
+		return;
+	if (!do_disk("fast", "one.raw")) {
+		do_write("fast", "one.raw", 1, 1, 3);
+		do_flush("fast", "one.raw");
+	}
+	world_end();
+}
+
 static const struct scenario scenarios[] = {
+	{"first-pool", prepare_pool, run_first_pool, world_check},
 	{"first", prepare_nothing, run_first, world_check},
 	{"killed", prepare_killed, run_start, world_check},
 };

@@ -334,6 +334,7 @@ struct dice {
 	unsigned names, data; /* of 4, that it is there */
 	unsigned torn;	      /* of 4, that only some sectors of it are */
 	bool in_order;
+	bool last_name; /* of the names that aren't stable just the last one is there: what it needs may not be */
 };
 
 static unsigned roll(struct dice *dice, unsigned below)
@@ -354,7 +355,22 @@ static struct dice make_dice(unsigned seed)
 	dice.data = roll(&dice, 5);
 	dice.torn = roll(&dice, 4);
 	dice.in_order = roll(&dice, 2);
+	dice.last_name = roll(&dice, 4) == 0;
 	return dice;
+}
+
+/* With what was done to the name that it had. */
+static size_t pick_last_name(const enum fate *fates, size_t cut, size_t *ret)
+{
+	size_t nr = 0, last = cut;
+	while (last-- > 0 && !(fates[last] == FATE_PENDING && is_name(steps[last].op)))
+		;
+	for (size_t i = 0; last < cut && i < last; i++)
+		if (fates[i] == FATE_PENDING && is_name(steps[i].op) && touches(&steps[i], steps[last].from_dir, steps[last].from_name))
+			ret[nr++] = i;
+	if (last < cut)
+		ret[nr++] = last;
+	return nr;
 }
 
 /* The steps before CUT that aren't stable and that the dice want, in the order that they want. */
@@ -366,7 +382,9 @@ static size_t *pick_pending(struct dice *dice, const enum fate *fates, size_t cu
 	for (size_t i = 0; i < cut; i++)
 		if (fates[i] == FATE_PENDING && steps[i].op != OP_SYNC && is_name(steps[i].op) == names && roll(dice, 4) < (names ? dice->names : dice->data))
 			picked[nr++] = i;
-	for (size_t i = nr; !dice->in_order && i > 1; i--) {
+	if (names && dice->last_name)
+		nr = pick_last_name(fates, cut, picked);
+	for (size_t i = nr; !dice->in_order && !(names && dice->last_name) && i > 1; i--) {
 		size_t k = roll(dice, (unsigned)i), swap = picked[i - 1];
 		picked[i - 1] = picked[k];
 		picked[k] = swap;

@@ -6,7 +6,6 @@
 const struct step_name step_names[] = {
 	/* lib/base */
 	{"file_replace", "small file"},
-	{"dir_sync", "directory"},
 	/* lib/block: the steps of head_priv.h's model */
 	{"head_mark_dirty", "allocation"},
 	{"pending_flush", "data"},
@@ -74,6 +73,8 @@ const struct step_name step_names[] = {
 	{"freeze_disks", "freeze/"},
 	{"layer_create", "new overlay/"},
 	{"sync_layers", "new overlay/"},
+	{"layer_sync_dir", "directory"},
+	{"sync_name", "store's directories"},
 	{"commit_composed", "new overlay/"},
 	{"commit_disk", "new overlay/"},
 	{"layer_file_make_overlay", "new overlay"},
@@ -88,6 +89,8 @@ const struct step_name step_names[] = {
 	{"open_subdir", "store's directories"},
 	{"open_dirs", "store's directories"},
 	{"open_ledger_dir", "store's directories"},
+	{"open_ledger", "store's directories"},
+	{"snapshot_place_memory", "snapshot's RAM"},
 	{"take_lock", "lock"},
 	{"write_pid", "lock"},
 	{"fill_base", "pending base"},

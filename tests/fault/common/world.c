@@ -55,6 +55,7 @@ __attribute__((noreturn, format(printf, 1, 2))) static void fail(const char *fmt
 /* --- time: what is tried again in half a minute is tried at once ----------------------------------------------------------------- */
 
 static atomic_llong ahead; /* seconds */
+static atomic_bool hurrying;
 
 int clock_gettime(clockid_t id, struct timespec *ret)
 {
@@ -63,8 +64,13 @@ int clock_gettime(clockid_t id, struct timespec *ret)
 		real = (int (*)(clockid_t, struct timespec *))(uintptr_t)dlsym(RTLD_NEXT, "clock_gettime");
 	int err = real(id, ret);
 	if (id == CLOCK_MONOTONIC)
-		ret->tv_sec += atomic_load(&ahead);
+		ret->tv_sec += atomic_fetch_add(&ahead, atomic_load(&hurrying) ? 5 : 0);
 	return err;
+}
+
+void world_hurry(void)
+{
+	atomic_store(&hurrying, true);
 }
 
 /* It may always end early. */
@@ -455,8 +461,14 @@ static int read_disk(const struct vm *vm, const struct vm_snapshot *snapshot, co
 /* Of a VM that may be looked at; all its disks are read. */
 static void see(const struct vm *vm, const struct vm_snapshot *snapshot)
 {
-	size_t nr = snapshot ? snapshot->nr_disks : vm->nr_disks;
+	size_t nr = snapshot ? snapshot->nr_disks : vm->nr_disks, len = 0;
 	const struct vm_disk *disks = snapshot ? snapshot->disks : vm->disks;
+	char *text = NULL;
+	if (snapshot && access(snapshot->metadata_path, R_OK) < 0)
+		fail("%s: the description of %s isn't there", vm->name, snapshot->name);
+	if (store_domain_xml(store, vm, snapshot, NULL, &text, &len, NULL, &why))
+		fail("%s %s has no configuration: %s", vm->name, snapshot ? snapshot->name : "", why.text);
+	free(text);
 	for (size_t i = 0; i < nr; i++) {
 		struct seen *s = &seen[nr_seen];
 		if (disks[i].found)

@@ -52,6 +52,8 @@ void world_prepared(bool killed);
 
 /* In run(): opens the store and starts it; false: that failed (which it may). */
 bool world_begin(const char *dir, struct promise *promise);
+/* From here on each look at the clock finds it some seconds later. */
+void world_hurry(void);
 /* After a fault everything goes on in the same process, and the store is the model's. Closes it. */
 void world_end(void);
 
