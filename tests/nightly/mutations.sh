@@ -20,10 +20,10 @@ build_test() {
 	make -s -C "$tree" BUILD=build ${SAN:+SAN="$SAN"} "build/$1" >"$TEST_DIR/make.log" 2>&1
 }
 
-# One of its tests fails.
+# One of its tests fails, with one throw of the dice or another.
 is_caught() {
-	local program arguments
-	for test in "${tests[@]}"; do
+	local program arguments seed
+	for seed in $(seq "$SEED" $((SEED + 5))); do for test in "${tests[@]}"; do
 		read -r program arguments <<<"$test"
 		if ! build_test "$program"; then
 			cat "$TEST_DIR/make.log"
@@ -32,7 +32,7 @@ is_caught() {
 		rm -rf "$TEST_DIR/run"
 		mkdir "$TEST_DIR/run"
 		# shellcheck disable=SC2086
-		if ! (cd "$TEST_DIR/run" && NIGHTLY='' TMPDIR=$TEST_DIR/run timeout 900 "$build/$program" $arguments >"$TEST_DIR/log" 2>&1); then
+		if ! (cd "$TEST_DIR/run" && NIGHTLY='' SEED=$seed TMPDIR=$TEST_DIR/run timeout 900 "$build/$program" $arguments >"$TEST_DIR/log" 2>&1); then
 			grep -qE '^FAILED|without any fault|: not so: ' "$TEST_DIR/log" || {
 				cat "$TEST_DIR/log"
 				fail "$name: $test fails for another reason"
@@ -40,7 +40,7 @@ is_caught() {
 			caught_by=$test
 			return 0
 		fi
-	done
+	done; done
 	return 1
 }
 

@@ -207,7 +207,7 @@ __attribute__((noreturn)) static void run_cell(const struct scenario *s, const s
 		disk_record();
 	disk_arm(kind->fault, nth, kind->for_good);
 	if (kind->cut_too)
-		disk_arm_cut(kind->fault == FAULT_NONE ? nth : nth + 1 + dice % 24 * (dice % 5), kind->fault == FAULT_NONE ? 0 : dice / 32 % 4, place(s, ".cut"), dice);
+		disk_arm_cut(kind->fault == FAULT_NONE ? nth : nth + 1 + dice % 24 * (dice % 5), kind->fault == FAULT_NONE ? 0 : (dice / 32 % 4 + 1) / 2, place(s, ".cut"), dice);
 	s->run(place(s, ""), mine);
 	disk_disarm();
 	free(mine);
