@@ -11,6 +11,7 @@ shopt -s inherit_errexit
 
 TESTS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 TOP=$(dirname "$TESTS")
+THIS_TEST=$(realpath "$0")
 BUILD=${BUILD:-$TOP/build}
 VMSNAPFS=${VMSNAPFS:-$BUILD/vmsnapfs}
 VMCAT=$BUILD/tools/vmcat
@@ -42,6 +43,10 @@ cleanup() {
 		kill "$pid" 2>/dev/null
 		wait_until 10 gone "$pid" || kill -9 "$pid" 2>/dev/null
 	done
+	for pid in $(jobs -rp); do # what a test that failed hasn't ended: it may keep a mount
+		kill "$pid"
+		wait_until 5 gone "$pid" || kill -9 "$pid"
+	done 2>/dev/null
 	if [ $status != 0 ] && [ $status != 77 ]; then
 		for log in "$TEST_DIR"/mnt*.log; do
 			[ -s "$log" ] || continue
@@ -147,6 +152,40 @@ gone() { # PID: not there, or dead and only waiting to be reaped
 	local state
 	state=$(sed 's/.*) \(.\).*/\1/' "/proc/$1/stat" 2>/dev/null) || return 0
 	[ "$state" = Z ] || [ -z "$state" ]
+}
+
+# --- a mount namespace of one's own ------------------------------------------------------------------------------------
+
+# The rest of the test has mounts that nobody else sees. It mustn't keep those of the tests beside it: their daemons and
+# loop devices would go on for as long as it lasts, however often they unmount them.
+own_mounts() {
+	local mounts m
+	need unshare findmnt
+	if [ -z "${IN_NAMESPACE:-}" ]; then
+		unshare -m true 2>/dev/null || skip "unshare -m isn't allowed here"
+		trap - ERR # it has said so already
+		export TEST_DIR BUILD SEED
+		IN_NAMESPACE=yes unshare -m "$THIS_TEST"
+		exit
+	fi
+	mapfile -t mounts < <(findmnt -rno TARGET,FSTYPE | others_mounts)
+	for m in "${mounts[@]}"; do
+		timeout 20 umount -l "$(printf %b "$m")" 2>/dev/null || true # it has gone with the one that it lay in
+	done
+	mapfile -t mounts < <(findmnt -rno TARGET,FSTYPE | others_mounts)
+	[ ${#mounts[@]} = 0 ] || fail "mounts of others are kept: ${mounts[*]}"
+}
+
+# Of lines "TARGET TYPE": what lies in the directory of a run (scripts/test's, or of a test alone), or is ours, and isn't this test's.
+others_mounts() {
+	local target type
+	while read -r target type; do
+		case $target in "$TEST_DIR" | "$TEST_DIR"/*) continue ;; esac
+		case $TEST_DIR/:$TOP/:$BUILD/ in "$target"/* | *:"$target"/*) continue ;; esac
+		case $target:$type in
+		"$(dirname "$TEST_DIR")"/*:* | */vmsnapfs-test.*:* | *:fuse.vmsnapfs) echo "$target" ;;
+		esac
+	done
 }
 
 # --- mounting --------------------------------------------------------------------------------------------------------

@@ -3,13 +3,8 @@
 # shellcheck source=tests/lib.sh
 . "$(dirname "$0")/../lib.sh"
 need_root
-need qemu-img qemu-io mount unshare
-if [ -z "${IN_NAMESPACE:-}" ]; then
-	# mount(8) looks for the program where programs are installed: it is put there in a name space of our own.
-	unshare -m true 2>/dev/null || skip "unshare -m isn't allowed here"
-	IN_NAMESPACE=yes TEST_DIR=$TEST_DIR BUILD=$BUILD unshare -m "$TESTS/mount/fstab.sh"
-	exit
-fi
+need qemu-img qemu-io mount
+own_mounts # mount(8) looks for the program where programs are installed: it is put there
 mkdir bin mnt
 cp "$VMSNAPFS" bin/vmsnapfs
 mount --bind bin /usr/local/bin

@@ -3,13 +3,8 @@
 # shellcheck source=tests/lib.sh
 . "$(dirname "$0")/../lib.sh"
 need_root
-need qemu-img python3 unshare mount
-if [ -z "${IN_NAMESPACE:-}" ]; then
-	# A /dev of our own, where /dev/log is a socket that writes down what comes.
-	unshare -m true 2>/dev/null || skip "unshare -m isn't allowed here"
-	IN_NAMESPACE=yes TEST_DIR=$TEST_DIR BUILD=$BUILD unshare -m "$TESTS/mount/syslog.sh"
-	exit
-fi
+need qemu-img python3 mount
+own_mounts # and a /dev of our own, where /dev/log is a socket that writes down what comes
 mkdir dev src mnt
 mount -t tmpfs dev dev
 for node in "fuse 10 229" "null 1 3" "zero 1 5" "urandom 1 9" "random 1 8"; do
