@@ -63,10 +63,10 @@ fd = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT)
 buf = mmap.mmap(-1, 1 << 16)
 print("opened", flush=True)
 sys.stdin.readline()
-n = libc.pread(fd, ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(buf))), 1 << 16, ctypes.c_int64(20 << 20))
+n = libc.pread(fd, ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(buf))), 1 << 16, ctypes.c_int64(27 << 20))
 assert n == 1 << 16, os.strerror(ctypes.get_errno())
 with open("far/disk.raw", "rb") as f:
-    f.seek(20 << 20)
+    f.seek(27 << 20)
     assert f.read(1 << 16) == buf[:], "other bytes"
 PY
 kill -CONT "$far"
@@ -75,6 +75,7 @@ exec 7<>go 8<"$(disk 1)" # what is open already: a disk that doesn't answer isn'
 python3 reader.py "$(disk 1)" <&7 >reader.log &
 reader=$!
 wait_until 20 grep -q opened reader.log
+dd if=farmnt/vms/vm/snapshots/disk/disks/vda.img of=/dev/null iflag=nocache count=0 status=none # what was read ahead of others
 kill -STOP "$far"
 echo >&7
 wait_until 20 waits $reader
