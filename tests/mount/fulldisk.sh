@@ -119,6 +119,7 @@ give_back() {
 	rmdir $clones/spare2 || fail "a clone can't be removed on a full disk"
 }
 
+job_tells() { grep -q "state: failed.*No space" mnt/jobs/* 2>/dev/null; }
 end_of_jobs() {
 	wait_until 60 jobs_done mnt || fail "jobs don't end: $(cat mnt/jobs/*)"
 }
@@ -173,7 +174,7 @@ story() { # OPTION...
 		grep -q "No space left" refused || fail "$(cat refused)"
 	fi
 	echo all >$clones/h/actions/flatten
-	[ $shares = yes ] || wait_until 60 grep -q "state: failed.*No space" mnt/jobs/* || fail "no job tells of it: $(cat mnt/jobs/*)"
+	[ $shares = yes ] || wait_until 60 job_tells || fail "no job tells of it: $(cat mnt/jobs/*)"
 	all_right
 	nr_writes=20 write_disk buffered g any
 	for vm in "${whole[@]}"; do same want.img "$clones/$vm/disks/vda.img"; done
@@ -257,7 +258,7 @@ full_pool() {
 	refused ENOSPC cp --sparse=never want.img mnt/pools/p/new.img
 	rm -f mnt/pools/p/new.img
 	echo "base inpool mode=full pool=p" >mnt/vms/box/actions/clone
-	wait_until 60 grep -q "state: failed.*No space" mnt/jobs/* || fail "no job tells of it: $(cat mnt/jobs/*)"
+	wait_until 60 job_tells || fail "no job tells of it: $(cat mnt/jobs/*)"
 	fill 0
 	refused ENOSPC cp --sparse=never want.img mnt/pools/p/new.img
 	same want.img mnt/pools/p/there.qcow2

@@ -18,7 +18,7 @@ oracle "$src/web.qcow2" qcow2 want/inside.img inside
 oracle "$src/web.qcow2" qcow2 want/web.img
 mount_at "$src" mnt
 vm=mnt/vms/web
-wait_until 10 test -e $vm/snapshots/inside
+wait_until 30 test -e $vm/snapshots/inside
 
 # A QEMU of which the guest never starts, but which holds its disk, and writes to it when it is told to: run_qemu NAME IMAGE,FORMAT
 declare -A qemus=()
@@ -60,7 +60,7 @@ io "$src/base.qcow2" qcow2 "write -P 1 0 64k"
 say "a copy waits for who writes to its source, and goes on by itself (looked at in the end)"
 cp "$src/base.qcow2" "$src/held.qcow2"
 img create -f qcow2 -F qcow2 -b held.qcow2 "$src/over.qcow2"
-wait_until 10 test -e mnt/clones/over@held
+wait_until 30 test -e mnt/clones/over@held
 mkdir mnt/clones/over@held/waits
 mkfifo hold
 qemu-io -f qcow2 "$src/held.qcow2" <hold >hold.log 2>&1 &
@@ -95,12 +95,12 @@ wait_until 60 others_done
 qmp one blockdev-snapshot-internal-sync '{"device": "d0", "name": "live"}' >/dev/null
 qemu_io one "write -P 10 0 512k"
 oracle "$src/web.qcow2" qcow2 want/live.img live
-wait_until 10 test -e $vm/snapshots/live
+wait_until 30 test -e $vm/snapshots/live
 same want/live.img $vm/snapshots/live/disks/vda.img
 same want/inside.img $vm/snapshots/inside/disks/vda.img
 qmp one blockdev-snapshot-sync "{\"device\": \"d0\", \"snapshot-file\": \"$src/next.qcow2\", \"format\": \"qcow2\"}" >/dev/null
 qemu_io one "write -P 11 4M 512k"
-wait_until 10 test -e mnt/vms/next/snapshots/web/disks/vda.img
+wait_until 30 test -e mnt/vms/next/snapshots/web/disks/vda.img
 oracle "$src/web.qcow2" qcow2 want/web.img
 same want/web.img mnt/vms/next/snapshots/web/disks/vda.img
 refused EBUSY cat mnt/vms/next/disks/vda.img

@@ -58,9 +58,9 @@ at_most $((8 << 11)) "$(stat -c %b mnt/pools/fast/theirs.qcow2)" "blocks of a sp
 refused "EUCLEAN|EINVAL|EIO|EOPNOTSUPP" cat mnt/pools/fast/damaged.qcow2
 refused EACCES cat mnt/pools/fast/hostile.qcow2
 touch slow/late.img
-wait_until 5 test -e mnt/pools/slow/late.img || fail "late.img doesn't show"
+wait_until 20 test -e mnt/pools/slow/late.img || fail "late.img doesn't show"
 rm slow/late.img
-wait_until 5 test ! -e mnt/pools/slow/late.img || fail "late.img still shows"
+wait_until 20 test ! -e mnt/pools/slow/late.img || fail "late.img still shows"
 
 say "and never written"
 for volume in theirs.qcow2 theirs.img notes.txt damaged.qcow2; do
@@ -169,7 +169,7 @@ same want/base.img mnt/pools/fast/taken.img
 refused EROFS cp $snap/web/disks/vda.img mnt/pools/fast/taken.img
 refused EROFS truncate -s 1M mnt/pools/fast/taken.img
 rm mnt/pools/fast/taken.img
-wait_until 5 test -e mnt/pools/fast/taken.img || fail "it doesn't show as found"
+wait_until 20 test -e mnt/pools/fast/taken.img || fail "it doesn't show as found"
 same want/base.img fast/taken.img
 rm fast/taken.img
 
@@ -277,16 +277,16 @@ refused EROFS rm -f mnt/pools/devs/lun
 echo "web onlun mode=full format=raw pool=devs volume=lun" >mnt/vms/leaf/actions/clone
 refused EBUSY cp $snap/web/disks/vda.img mnt/pools/devs/lun
 wait_until 60 jobs_done mnt || fail "jobs go on: $(cat mnt/jobs/*; tail -n 5 mnt/events)"
-wait_until 5 test ! -e mnt/pools/devs/lun || fail "a device in use shows as free"
+wait_until 20 test ! -e mnt/pools/devs/lun || fail "a device in use shows as free"
 unmount mnt
 mount_at src mnt -o pool=devs:devs -o store=store2 -o block_devices,trust=/dev
 lists mnt/pools/devs
 refused "EBUSY|EINVAL" sh -c 'echo "web other mode=full format=raw pool=devs volume=lun" >mnt/vms/leaf/actions/clone'
 cmp -n 41943040 want/web.img mnt/clones/onlun/disks/vda.img
 rm -r mnt/clones/onlun
-wait_until 5 test -e mnt/pools/devs/lun || fail "the device isn't free again"
+wait_until 20 test -e mnt/pools/devs/lun || fail "the device isn't free again"
 truncate -s 64M src/big.raw
-wait_until 5 test -e mnt/vms/big || fail "big doesn't show"
+wait_until 20 test -e mnt/vms/big || fail "big doesn't show"
 refused ENOSPC dd if=mnt/vms/big/disks/vda.img of=mnt/pools/devs/lun bs=1M status=none conv=notrunc
 mkfs.xfs -q -f "$loop" 2>/dev/null || mke2fs -q -F "$loop"
 mount "$loop" x

@@ -24,8 +24,16 @@ read_at() { # DISK MIB: past the page cache, here and there
 	exec dd if="$(disk "$1")" of=/dev/null bs=64k count=1 skip="$(($2 * 16))" iflag=direct status=none
 }
 
+stop_far() { # it isn't at once that each of its threads stands still
+	kill -STOP "$far"
+	wait_until 30 stands_still || fail "the disk's daemon goes on"
+}
+stands_still() {
+	! sed 's/.*) \(.\).*/\1/' "/proc/$far/task"/*/stat | grep -qv T
+}
+
 say "each of them can be killed, however many"
-kill -STOP "$far"
+stop_far
 readers=()
 for i in {1..16}; do
 	read_at "$i" "$i" &
@@ -33,7 +41,7 @@ for i in {1..16}; do
 done
 waits() { # all of them
 	local pid
-	for pid; do grep -q 'request_wait_answer\|fuse' "/proc/$pid/wchan" || return 1; done
+	for pid; do grep -q 'request_wait_answer\|fuse' "/proc/$pid/wchan" 2>/dev/null || return 1; done
 }
 wait_until 20 waits "${readers[@]}" || fail "somebody doesn't wait"
 for ((i = 0; i < 16; i++)); do
@@ -46,9 +54,9 @@ done
 
 say "and the others go on"
 # One of them looks at SOURCE anew for all, and may find that disk: who comes after that doesn't.
-is_served() { timeout -s KILL 5 cmp "want/$1-vda.img" "mnt/vms/web/snapshots/$1/disks/vda.img"; }
+is_served() { timeout -s KILL 15 cmp "want/$1-vda.img" "mnt/vms/web/snapshots/$1/disks/vda.img"; }
 for s in installed patched upgraded; do
-	wait_until 30 is_served $s 2>/dev/null || fail "$s isn't served while another disk doesn't answer"
+	wait_until 60 is_served $s 2>/dev/null || fail "$s isn't served while another disk doesn't answer"
 done
 timeout 60 mkdir mnt/clones/web@installed/clone
 timeout 60 dd if=want/installed-vda.img of=mnt/clones/clone/disks/vdb.img conv=notrunc,fsync status=none count=100
@@ -76,7 +84,7 @@ python3 reader.py "$(disk 1)" <&7 >reader.log &
 reader=$!
 wait_until 20 grep -q opened reader.log
 dd if=farmnt/vms/vm/snapshots/disk/disks/vda.img of=/dev/null iflag=nocache count=0 status=none # what was read ahead of others
-kill -STOP "$far"
+stop_far
 echo >&7
 wait_until 20 waits $reader
 kill -USR1 $reader
