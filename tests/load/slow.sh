@@ -45,10 +45,12 @@ waits() { # PID: in the kernel, for an answer
 	[ "$(sed 's/.*) \(.\).*/\1/' "/proc/$1/stat" 2>/dev/null)" = D ] || [ "$(cat "/proc/$1/wchan" 2>/dev/null)" = request_wait_answer ]
 }
 
+waits_or_has_ended() { waits "$1" || gone "$1"; }
+
 # More at once than the daemon has threads, and than the kernel sends ahead for one reader.
 readers=()
-start_readers() {
-	local i
+start_readers() { # [waits_or_has_ended]
+	local i waits=${1:-waits}
 	readers=()
 	echo 1 >/proc/sys/vm/drop_caches
 	for ((i = 0; i < 12; i++)); do
@@ -61,7 +63,7 @@ start_readers() {
 		readers+=($!)
 	done
 	disown "${readers[@]}"
-	for i in "${readers[@]}"; do wait_until 20 waits "$i" || fail "a reader doesn't wait for the disk"; done
+	for i in "${readers[@]}"; do wait_until 20 "$waits" "$i" || fail "a reader doesn't wait for the disk"; done
 }
 
 kill_readers() {
@@ -112,7 +114,7 @@ start_usage
 for ((round = 0; round < rounds; round++)); do
 	say "round $round: slow"
 	disk_answers 100
-	start_readers
+	start_readers waits_or_has_ended
 	the_rest_goes_on
 	kill_readers
 
