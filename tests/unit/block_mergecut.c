@@ -1,6 +1,6 @@
 /* Merging on a disk that loses power: at whatever moment, the chain reads what it read. Layers are pulled into a head one after the other till
  * it stands alone, while its guest writes nothing; and what lies above a layer is written into it.
- * Linked with --wrap (Makefile). block_mergecut [SEED [CUTS]] */
+ * Linked with --wrap (Makefile). block_mergecut [SEED [CUTS]]       limit: 240 */
 #include <time.h>
 
 #include "block/merge.h"

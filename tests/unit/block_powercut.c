@@ -3,7 +3,7 @@
  * and hold in each guest sector what was flushed last or something written to it later.
  * First over a base; with small clusters and a disk that grows, so that its L1 table moves several times; and in a file so long
  * that the refcount table moves. A fourth time over nothing, with space allocated in between.
- * Linked with --wrap (Makefile). block_powercut [SEED [CUTS]] */
+ * Linked with --wrap (Makefile). block_powercut [SEED [CUTS]]       limit: 240 */
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
