@@ -1010,8 +1010,8 @@ static const char *const must[] = {
 	"allocation: write", "allocation: sync", "data", "copy-on-write fill", "hole", "preallocation", "L2 tables (new): write", "table space", "L2 tables", "L1", "file's end",
 	"virtual size", "flush barrier: sync", "L1 move: write", "L1 move: sync", "refcounts", "repair/refcount table", "repair/refcount table move: write",
 	"repair/refcount table move: sync", "close: write", "close: sync", "overlay creation: create", "overlay creation: write",
-	"overlay creation: sync", "overlay exchange: rename", "merge pull", "rebase: write", "rebase: sync",
-	"merge push/data", "merge push/hole", "merge push: rename", "raw data", "raw flush: sync", "raw size", "raw hole", "full raw: write",
+	"overlay creation: sync", "overlay exchange: rename", "overlay exchange: sync", "freeze: sync", "merge pull", "rebase: write", "rebase: sync",
+	"merge push/data", "merge push/hole", "merge push: rename", "merge push: sync", "raw data", "raw flush: sync", "raw size", "raw hole", "full raw: write",
 	"full raw: sync", "full raw: size", NULL};
 
 int main(int argc, char **argv)
