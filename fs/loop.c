@@ -32,6 +32,7 @@ struct worker {
 	bool own_fd;
 	char *request, *reply;
 	uint64_t seen; /* the request in which the supervisor saw it last; 0: none */
+	int64_t seen_us; /* when it saw it there first */
 	atomic_bool ended;
 
 	/* The request in hand, written by the worker alone: its number (0: none) last, for numbers are never used again. */
@@ -215,17 +216,29 @@ static void let_die(struct worker *worker, uint64_t unique)
 		channel_answer_interrupted(worker->fd, unique);
 }
 
-/* How many are in the same request as a tick ago. */
+/* No coarse clock: what has been waited for is over, then. */
+static int64_t now_us(void)
+{
+	struct timespec ts;
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (int64_t)ts.tv_sec * 1000000 + ts.tv_nsec / 1000;
+}
+
+/* How many have been in the same request for a tick. Less than that says nothing: who has only just begun hasn't taken hold of the file yet
+ * (handle_ref()), and his caller mustn't be let go. */
 static unsigned count_held_up(struct loop *loop)
 {
 	unsigned nr = 0;
+	int64_t now = now_us();
 	for_each_worker(loop, worker) {
 		uint64_t unique = atomic_load(&worker->unique);
-		if (unique && unique == worker->seen) {
+		if (!unique || unique != worker->seen) {
+			worker->seen = unique;
+			worker->seen_us = now;
+		} else if (now - worker->seen_us >= TICK_MS * 1000) {
 			let_die(worker, unique);
 			nr++;
 		}
-		worker->seen = unique;
 	}
 	return nr;
 }
@@ -251,17 +264,19 @@ static void supervise(struct loop *loop, const sigset_t *signals)
 	bool asleep = true;
 	while (!fuse_session_exited(loop->session) && !atomic_load(&loop->stop)) {
 		uint64_t count;
-		if (ppoll(&fd, 1, asleep ? NULL : &tick, signals) > 0 && read(loop->wake_fd, &count, sizeof count) < 0)
+		int ready = ppoll(&fd, 1, asleep ? NULL : &tick, signals);
+		if (ready > 0 && read(loop->wake_fd, &count, sizeof count) < 0)
 			break;
 		atomic_store(&loop->watching, true);
 		unsigned nr_wakes_before = nr_wakes;
 		nr_wakes = atomic_load(&loop->nr_wakes);
 		reap(loop);
 		unsigned nr_held_up = count_held_up(loop);
-		if (nr_held_up)
+		/* Too few: one that had just gone was counted among those that may go. */
+		if (nr_held_up || loop->nr_workers < loop->nr_wanted)
 			add_workers(loop, nr_held_up);
 		/* What has woken us is looked at twice: a request is held up if it was there a tick ago. And where nobody waits nobody can wake us. */
-		nr_calm = nr_held_up || nr_wakes != nr_wakes_before || !atomic_load(&loop->nr_waiting) ? 0 : nr_calm + 1;
+		nr_calm = nr_held_up || nr_wakes != nr_wakes_before || !atomic_load(&loop->nr_waiting) ? 0 : nr_calm + !ready;
 		bool grown = loop->nr_workers > loop->nr_wanted;
 		if (grown && nr_calm == CALM_TICKS)
 			atomic_store(&loop->nr_too_many, (int)(loop->nr_workers - loop->nr_wanted));
