@@ -128,7 +128,7 @@ int privileges_drop(void)
 
 void privileges_keep_for_mounting(void)
 {
-	int64_t left = limit_capabilities(CAPS_OF_KEEPER);
-	if (left || geteuid() == 0)
-		prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+	limit_capabilities(CAPS_OF_KEEPER);
+	/* An ordinary user's, too: it may execute programs, which the daemon, who is the same user, may not. */
+	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
 }

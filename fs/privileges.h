@@ -8,10 +8,11 @@
 
 /* For the daemon, before it has threads: capabilities, no new ones by executing anything, and a filter that refuses system calls
  * which it never makes. Whoever takes it over can't start programs, reach the network, trace processes, mount or load
- * anything. */
+ * anything, but is still its user to files: as root, writes any of them. */
 int privileges_drop(void);
 
-/* For the keeper. */
+/* For the keeper: capabilities alone. An ordinary user's must be able to execute fusermount3, which is set-user-id; that the same user's daemon
+ * doesn't do so in its place, its memory is closed to others. */
 void privileges_keep_for_mounting(void);
 
 #endif
