@@ -19,6 +19,7 @@ struct handles {
 	pthread_mutex_t lock;
 	pthread_cond_t closed; /* a handle has left the list */
 	struct list list;      /* protected by lock */
+	unsigned nr_flushing;  /* the same */
 };
 
 int handles_new(struct handles **ret)
@@ -218,13 +219,55 @@ void handles_wait_closed(struct handles *handles, uint32_t vm)
 	pthread_mutex_unlock(&handles->lock);
 }
 
-void handles_flush_all(struct handles *handles)
+struct flush {
+	struct handles *handles;
+	struct handle *handle; /* with a reference */
+};
+
+/* The reference is never given back: nothing is closed any more. */
+static void *flush(void *arg)
 {
+	struct flush *one = arg;
+	disk_flush(one->handle->disk);
+	pthread_mutex_lock(&one->handles->lock);
+	one->handles->nr_flushing--;
+	pthread_cond_broadcast(&one->handles->closed);
+	pthread_mutex_unlock(&one->handles->lock);
+	free(one);
+	return NULL;
+}
+
+static void flush_locked(struct handles *handles, struct handle *handle)
+{
+	pthread_t thread;
+	struct flush *one = malloc(sizeof *one);
+	if (!one || !try_ref(handle)) {
+		free(one);
+		return;
+	}
+	*one = (struct flush){handles, handle};
+	handles->nr_flushing++;
+	if (pthread_create(&thread, NULL, flush, one) == 0)
+		pthread_detach(thread);
+	else
+		free(one); /* it counts as one that wasn't flushed */
+}
+
+unsigned handles_flush_all(struct fs *fs, unsigned seconds)
+{
+	struct handles *handles = fs->handles;
+	struct timespec end;
+	clock_gettime(CLOCK_MONOTONIC, &end);
+	end.tv_sec += seconds;
 	pthread_mutex_lock(&handles->lock);
 	for_each_handle(handles, handle)
-		if (handle->kind == HANDLE_DISK && handle->writable)
-			disk_flush(handle->disk);
+		if (handle->kind == HANDLE_DISK && handle->writable && handle->disk) /* NULL: it is being opened */
+			flush_locked(handles, handle);
+	while (handles->nr_flushing && pthread_cond_timedwait(&handles->closed, &handles->lock, &end) == 0)
+		continue;
+	unsigned nr = handles->nr_flushing;
 	pthread_mutex_unlock(&handles->lock);
+	return nr;
 }
 
 /* --- a domain.xml being written ---------------------------------------------------------------------------------- */

@@ -79,8 +79,9 @@ struct handle *handle_ref(struct handle *handle);
 void handle_put(struct fs *fs, struct handle *handle);
 void handles_close_all(struct fs *fs);
 
-/* Brings to the disk what has been written to the open ones: before an end at which they can't be closed. */
-void handles_flush_all(struct handles *handles);
+/* Brings to the disk what has been written to the open ones: before an end at which they can't be closed. Returns how many haven't been brought
+ * there within SECONDS: no disk waits for another one. */
+unsigned handles_flush_all(struct fs *fs, unsigned seconds);
 
 /* A reference to some open file of INO, which may have been removed meanwhile; NULL: there is none. */
 struct handle *handles_find(struct handles *handles, uint64_t ino);

@@ -15,7 +15,8 @@ int keeper_start(int session_fd, const char *mount_dir);
 int keeper_backing_open(int fd);
 void keeper_backing_close(int id);
 
-/* Unmounts what isn't unmounted yet, and ends the process. */
-void keeper_stop(void);
+/* When nobody serves any more: whoever waits for an answer gets an error, what isn't unmounted yet is unmounted (nothing else that lies on the mount
+ * point by then), and the process ends. -ESRCH: there is none. */
+int keeper_stop(void);
 
 #endif

@@ -1,6 +1,8 @@
 /* vmsnapfs: options, and how the parts are put together. */
 #include <errno.h>
+#include <fcntl.h>
 #include <fuse_lowlevel.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -19,6 +21,9 @@
 #include "fs/privileges.h"
 #include "fs/watch.h"
 #include "meta/xml.h"
+
+#define MAX_FLUSH_S  60	 /* when a disk is known not to answer */
+#define MAX_ENDING_S 240 /* a disk may be slow, and have much to write; less than a service manager waits */
 
 /* A limit to the size of files is an error of the write, not an end. */
 static void refuse_signals(void)
@@ -53,6 +58,8 @@ static int fs_init(struct fs *fs, const struct options *options)
 
 static void fs_done(struct fs *fs)
 {
+	/* A disk that doesn't answer may keep any of this waiting; what is lost then is what a crash would lose. */
+	alarm(MAX_ENDING_S);
 	if (fs->handles)
 		handles_close_all(fs);
 	if (fs->store)
@@ -125,13 +132,32 @@ static int go_into_background(const struct options *options)
 	return 0;
 }
 
-/* A disk doesn't answer, and there are threads that wait for it: what they use can't be closed. All else is brought to the disk. */
-static void end_without_them(struct fs *fs, struct fuse_session *session, unsigned nr_hanging)
+/* Nobody serves any more: the kernel is told, and nobody waits for us. What lies in the place of the connection reports an error, from which
+ * libfuse sees that there is nothing left for it to unmount, which it may not. */
+static void disconnect(struct fs *fs, struct fuse_session *session)
 {
-	keeper_stop();
-	fuse_session_unmount(session);
-	handles_flush_all(fs->handles);
-	events_add(fs->events, NULL, "ending, though %u reads are under way: a disk doesn't answer. What was written to others is safe", nr_hanging);
+	int ends[2];
+	struct pollfd fd = {.fd = fuse_session_fd(session)};
+	bool gone = poll(&fd, 1, 0) == 1 && (fd.revents & POLLERR);
+	int err = keeper_stop();
+	if (err == -ESRCH)
+		return;
+	if (err && !gone)
+		events_add(fs->events, NULL, "%s can't be unmounted: %s", fs->mount_dir, strerror(-err));
+	if (pipe2(ends, O_CLOEXEC) < 0)
+		return;
+	close(ends[0]);
+	dup2(ends[1], fuse_session_fd(session));
+	close(ends[1]);
+}
+
+/* A disk doesn't answer, and there are threads that wait for it: what they use can't be closed. All else is brought to the disk. */
+static void end_without_them(struct fs *fs)
+{
+	alarm(2 * MAX_FLUSH_S); /* whatever else may wait for it */
+	unsigned nr = handles_flush_all(fs, MAX_FLUSH_S);
+	events_add(fs->events, NULL, "ending, though a disk doesn't answer that is being read. What was written to others is safe%s",
+		   nr ? "; what was written to a disk that is open can't be brought there" : "");
 	_exit(1);
 }
 
@@ -150,9 +176,9 @@ static int serve(struct fs *fs, struct fuse_session *session, const struct optio
 		err = watch_start(fs, session, &watch);
 	if (!err)
 		err = loop_run(session, options->max_threads, &signals, &nr_hanging);
-	if (nr_hanging)
-		end_without_them(fs, session, nr_hanging);
-	watch_stop(watch);
+	disconnect(fs, session);
+	if (nr_hanging || !watch_stop(watch))
+		end_without_them(fs);
 	pthread_sigmask(SIG_SETMASK, &signals, NULL);
 	if (err)
 		events_add(fs->events, NULL, "serving %s ended: %s", options->mountpoint, strerror(-err));
@@ -174,7 +200,6 @@ static int mount_and_serve(struct fs *fs, struct fuse_session *session, const st
 			err = go_into_background(options);
 		if (!err)
 			err = serve(fs, session, options);
-		keeper_stop(); /* it alone can still unmount */
 		fuse_session_unmount(session);
 	}
 	fuse_remove_signal_handlers(session);

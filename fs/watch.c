@@ -6,12 +6,13 @@
 #include <string.h>
 #include <time.h>
 
-#include "fs/clock.h"
 #include "fs/fs.h"
 #include "fs/place.h"
 
-#define PAUSE_MS    1000
-#define PAUSE_SHARE 100 /* looking at everything takes a hundredth of the time at most */
+#define PAUSE_MS       1000
+#define MAX_PAUSE_MS   10000
+#define PAUSE_SHARE    100 /* looking at everything takes a hundredth of a processor, while the pause isn't at its longest */
+#define MAX_HANGING_S  5
 
 struct watch {
 	struct fs *fs;
@@ -65,14 +66,28 @@ static bool pause_ms(struct watch *watch, int64_t ms)
 	return !stop;
 }
 
+/* What this thread has worked, not what it has waited for a disk. */
+static int64_t worked_us(void)
+{
+	struct timespec ts;
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
+	return (int64_t)ts.tv_sec * 1000000 + ts.tv_nsec / 1000;
+}
+
+static int64_t pause_after(int64_t took_us)
+{
+	int64_t ms = took_us * PAUSE_SHARE / 1000;
+	return ms < PAUSE_MS ? PAUSE_MS : ms > MAX_PAUSE_MS ? MAX_PAUSE_MS : ms;
+}
+
 static void *work(void *arg)
 {
 	struct watch *watch = arg;
-	int64_t took = 0;
-	while (pause_ms(watch, took * PAUSE_SHARE > PAUSE_MS ? took * PAUSE_SHARE : PAUSE_MS)) {
-		int64_t start = clock_ms();
+	int64_t took_us = 0;
+	while (pause_ms(watch, pause_after(took_us))) {
+		int64_t start = worked_us();
 		look_at_all(watch);
-		took = clock_ms() - start;
+		took_us = worked_us() - start;
 	}
 	return NULL;
 }
@@ -105,14 +120,19 @@ int watch_start(struct fs *fs, struct fuse_session *session, struct watch **ret)
 	return err;
 }
 
-void watch_stop(struct watch *watch)
+bool watch_stop(struct watch *watch)
 {
+	struct timespec end;
 	if (!watch)
-		return;
+		return true;
 	pthread_mutex_lock(&watch->lock);
 	watch->stop = true;
 	pthread_cond_signal(&watch->changed);
 	pthread_mutex_unlock(&watch->lock);
-	pthread_join(watch->thread, NULL);
+	clock_gettime(CLOCK_REALTIME, &end);
+	end.tv_sec += MAX_HANGING_S;
+	if (pthread_timedjoin_np(watch->thread, NULL, &end) != 0)
+		return false;
 	watch_free(watch);
+	return true;
 }

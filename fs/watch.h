@@ -4,12 +4,15 @@
 #define FS_WATCH_H
 
 #include <fuse_lowlevel.h>
+#include <stdbool.h>
 
 struct fs;
 struct watch;
 
 /* In a thread of its own. SESSION is borrowed. */
 int watch_start(struct fs *fs, struct fuse_session *session, struct watch **ret);
-void watch_stop(struct watch *watch); /* NULL: nothing */
+
+/* False: it hangs, for some seconds now, at a disk that doesn't answer, and goes on to use what it was given. NULL: nothing. */
+bool watch_stop(struct watch *watch);
 
 #endif

@@ -150,14 +150,29 @@ for ((round = 0; round < rounds; round++)); do
 	fi
 done
 
-say "the mount is ended while reads aren't answered"
-for how in signal umount; do
-	disk_answers -1
-	start_readers
+a_thread_waits() { # of the daemon: the one that looks whether images have changed
+	local task
+	for task in "/proc/$daemon/task"/*; do
+		! waits "${task##*/}" || return 0
+	done
+	return 1
+}
+
+say "the mount is ended while reads aren't answered, or nothing is, though nobody reads"
+for how in signal umount idle; do
+	if [ $how = idle ]; then
+		readers=()
+		exec 8<$cold/snapshots/cold-3/disks/vda.img
+		disk_answers -1 -1
+		wait_until 30 a_thread_waits || fail "nobody looks at the open image"
+	else
+		disk_answers -1
+		start_readers
+	fi
 	dd if=want/upgraded-vda.img of=$clones/kept/disks/vda.img conv=notrunc status=none
 	pid=$daemon
 	case $how in
-	signal) kill "$pid" ;;
+	signal | idle) kill "$pid" ;;
 	umount)
 		umount -l mnt
 		kill -9 "${readers[@]}"
@@ -166,7 +181,8 @@ for how in signal umount; do
 	not_mounted() { ! is_mounted "$PWD/mnt"; }
 	wait_until 60 not_mounted || fail "$how: the mount is still there"
 	wait_until 60 gone "$pid" || fail "$how: the daemon is still there"
-	kill_readers
+	[ $how = idle ] || kill_readers
+	exec 8<&-
 	disk_answers
 	wait "$pid" && fail "$how: nobody was told that the daemon ended with requests unanswered"
 	unset "daemons[$PWD/mnt]"

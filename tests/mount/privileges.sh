@@ -56,6 +56,11 @@ for set in CapPrm CapEff CapInh CapAmb; do equal 0000000000000000 "$(field "$dae
 equal 1 "$(field "$daemon" NoNewPrivs)" "no new privileges"
 [ -n "$SAN" ] || equal 2 "$(field "$daemon" Seccomp)" "the filter"
 use "$PWD/home/mnt" setpriv --reuid="$alice" --regid="$alice" --clear-groups
+# The keeper can start programs: what the daemon is taken over by mustn't write into its memory.
+keeper=$(keeper_of "$daemon")
+for file in mem environ; do
+	refused EACCES setpriv --reuid="$alice" --regid="$alice" --clear-groups cat "/proc/$keeper/$file"
+done
 ends_by_itself "$PWD/home/mnt"
 
 say "as root"
@@ -94,10 +99,26 @@ unmount mnt
 
 say "something else that lies on the mount point by then is left alone"
 mount_at "$src" mnt -o "store=$PWD/store"
-umount mnt
-wait_until 60 gone "$daemon"
-wait "$daemon"
+exec 8<mnt/vms/web/disks/vda.img # or it would end at once
+umount -l mnt
+mount -t tmpfs other mnt
+ends=$daemon
+kill -TERM "$ends"
+wait_until 60 gone "$ends" || fail "still there after SIGTERM"
+wait "$ends" || fail "the daemon ended with status $?"
 unset "daemons[$PWD/mnt]"
+equal tmpfs "$(findmnt -rno FSTYPE "$PWD/mnt")" "what somebody else has mounted"
+exec 8<&-
+umount mnt
+
+say "a file that is open at the end keeps nobody waiting, and isn't complained about"
+mount_at "$src" mnt -o "store=$PWD/store"
+exec 8<mnt/vms/web/disks/vda.img
+: >mnt.log
+ends_by_itself mnt
+equal "" "$(cat "$PWD/mnt.log")" "what was said at the end"
+refused ENOTCONN cat <&8
+exec 8<&-
 
 say "as a service: no new privileges, few capabilities, few system calls, a read-only system, no network, nothing executable"
 # By hand what scripts/vmsnapfs@.service asks systemd for, but for its own filter. The mount must be seen from outside.
