@@ -16,6 +16,7 @@
 #include "base/mem.h"
 #include "block/fill.h"
 #include "block/merge.h"
+#include "store/merge_steps.h"
 #include "store/store_internal.h"
 
 #define JOBS_DIR	"jobs"
@@ -296,7 +297,7 @@ static int fill_from(struct checkpoints *checkpoints, struct job *job, struct vi
 	if (err != -ESTALE)
 		return err;
 	save_checkpoint(checkpoints, 0); /* what is there is of no use */
-	return reason_set(why, -EBUSY, "%s was changed by another program while it was copied", image_path(view_layer(view, 0)));
+	return merge_view_error(view, err, why);
 }
 
 /* Who ends the goal drops the base afterwards: the one as the other with the change lock, so that it isn't begun for nobody. */

@@ -116,10 +116,10 @@ static int pull_piece(struct merge *m, void *ctx, uint64_t guest_off, uint64_t l
 	if (!err)
 		err = merge_flush_some(m, h->oh->head, *ret_stored);
 	pthread_rwlock_unlock(&h->oh->swap);
-	return err == -ESTALE ? MERGE_AGAIN : err;
+	return err;
 }
 
-static int pull_all(struct hold *h)
+static int pull_all(struct hold *h, struct reason *why)
 {
 	pthread_rwlock_rdlock(&h->oh->swap);
 	struct view *below = is_still_top(h) ? head_below(h->oh->head) : NULL;
@@ -130,6 +130,8 @@ static int pull_all(struct hold *h)
 	int err = below ? pull_piece(h->m, h, 0, 0, &(uint64_t){0}) : MERGE_AGAIN; /* begins it, should there be nothing to do */
 	if (!err)
 		err = merge_each(h->m, below, h->m->nr_pulled, size, pull_piece, h);
+	if (below)
+		err = merge_view_error(below, err, why);
 	view_put(below);
 	return err ? err : flush_shared(h);
 }
@@ -155,7 +157,7 @@ static int pull_into_head(struct merge *m, struct reason *why)
 		return err ? err : close_err;
 	}
 	hold_unlock(&h);
-	err = pull_all(&h);
+	err = pull_all(&h, why);
 	pthread_mutex_lock(&h.entry->change);
 	if (!err) {
 		close_gate(&h);

@@ -68,6 +68,16 @@ int merge_close_dest(struct merge *m)
 	return err;
 }
 
+int merge_view_error(struct view *view, int err, struct reason *why)
+{
+	if (err != -ESTALE || !view_check(view))
+		return err == -ESTALE ? MERGE_AGAIN : err;
+	size_t i = view_depth(view) - 1;
+	while (i && image_is_unchanged(view_layer(view, i)))
+		i--;
+	return reason_set(why, -EBUSY, "%s was changed by another program while it was copied", image_path(view_layer(view, i)));
+}
+
 /* --- pieces --------------------------------------------------------------------------------------------------------- */
 
 static uint64_t min_u64(uint64_t a, uint64_t b)
@@ -161,6 +171,7 @@ int merge_pull(struct merge *m, struct reason *why)
 		err = head_pull(m->dest, m->nr_pulled, 0, 0, NULL); /* begins it, should there be nothing to do */
 		if (!err)
 			err = merge_each(m, below, m->nr_pulled, head_virtual_size(m->dest), pull_piece, NULL);
+		err = merge_view_error(below, err, why);
 		view_unlock(below);
 	}
 	view_put(below);
@@ -374,6 +385,7 @@ int merge_push(struct merge *m, size_t first, size_t nr_layers, struct reason *w
 	err = view_lock(push.above, why);
 	if (!err) {
 		err = merge_each(m, push.above, nr_layers, view_virtual_size(push.above), push_piece, &push);
+		err = merge_view_error(push.above, err, why);
 		view_unlock(push.above);
 	}
 	view_put(push.above);

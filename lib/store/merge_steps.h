@@ -30,6 +30,10 @@ int merge_open_dest(struct merge *m, struct reason *why);
 /* Writes it back, stable and clean. */
 int merge_close_dest(struct merge *m);
 
+/* What an attempt that failed with ERR while it read VIEW ends with. -ESTALE is for jobs whose work nobody needs any more; here it is -EBUSY, and WHY names
+ * the file that another program has changed, or MERGE_AGAIN where none was. */
+int merge_view_error(struct view *view, int err, struct reason *why);
+
 /* One piece of work; RET_STORED: bytes that were written. */
 typedef int (*merge_fn)(struct merge *m, void *ctx, uint64_t guest_off, uint64_t len, uint64_t *ret_stored);
 /* Calls FN for those pieces of the first SIZE bytes where the top NR_LAYERS of VIEW have anything. -ECANCELED: the job shall end. */
