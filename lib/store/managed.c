@@ -310,9 +310,13 @@ int store_create(struct store *store, const char *name, uid_t uid, gid_t gid, st
 /* --- changing ----------------------------------------------------------------------------------------------------------- */
 
 /* A new name may need a block of the directory that a full filesystem doesn't have. */
-static int remove_without_space(struct store *store, const struct vm *now, struct reason *why)
+static int remove_without_space(struct store *store, struct entry *entry, const struct vm *now, struct reason *why)
 {
-	int err = manifest_remove(store, now);
+	bool unsure = false;
+	int err = manifest_remove(store, now, &unsure);
+	/* What stays shown must be there at the next start, too: with no vm.xml its layers would be swept then. */
+	if (unsure)
+		put_back(store, entry);
 	if (err)
 		return reason_set(why, err, "%s/vms/%s: %s", store->store_dir, now->uuid, strerror(-err));
 	remove_dir(store->vms_fd, now->uuid);
@@ -320,14 +324,14 @@ static int remove_without_space(struct store *store, const struct vm *now, struc
 }
 
 /* Takes the VM's directory out of vms/ with one rename, durably; then what is in it. */
-static int remove_durably(struct store *store, const struct vm *now, struct reason *why)
+static int remove_durably(struct store *store, struct entry *entry, const struct vm *now, struct reason *why)
 {
 	auto_free char *gone = NULL;
 	if (asprintf(&gone, GONE_PREFIX "%s", now->uuid) < 0)
 		return -ENOMEM;
 	int err = renameat(store->vms_fd, now->uuid, store->vms_fd, gone) < 0 ? -errno : 0;
 	if (err == -ENOSPC || err == -EDQUOT)
-		return remove_without_space(store, now, why);
+		return remove_without_space(store, entry, now, why);
 	if (err)
 		return reason_set(why, err, "%s/vms/%s: %s", store->store_dir, now->uuid, strerror(-err));
 	if (dir_sync(store->vms_fd) < 0) {
@@ -367,7 +371,7 @@ int store_remove(struct store *store, struct vm *vm, struct reason *why)
 	else
 		err = heads_check_foreign(store, now, why);
 	if (!err)
-		err = remove_durably(store, now, why);
+		err = remove_durably(store, entry, now, why);
 	if (!err) {
 		heads_removed(store, entry);
 		table_withdraw(store, entry);

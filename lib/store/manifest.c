@@ -233,12 +233,15 @@ int manifest_save(struct store *store, struct vm *vm, bool *ret_unsure, struct r
 	return 0;
 }
 
-int manifest_remove(struct store *store, const struct vm *vm)
+int manifest_remove(struct store *store, const struct vm *vm, bool *ret_unsure)
 {
 	auto_close int dirfd = openat(store->vms_fd, vm->uuid, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-	if (dirfd < 0 || unlinkat(dirfd, MANIFEST_NAME, 0) < 0)
-		return -errno;
-	return dir_sync(dirfd);
+	int err = dirfd < 0 ? -errno : 0;
+	if (err)
+		return err;
+	err = unlinkat(dirfd, MANIFEST_NAME, 0) < 0 ? -errno : dir_sync(dirfd);
+	*ret_unsure = err;
+	return err;
 }
 
 /* --- loading ------------------------------------------------------------------------------------------------------------ */

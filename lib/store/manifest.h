@@ -42,8 +42,8 @@ struct store;
  * written as XML. Sets VM's time of change. *RET_UNSURE: as file_replace()'s. */
 int manifest_save(struct store *store, struct vm *vm, bool *ret_unsure, struct reason *why);
 
-/* Takes VM's vm.xml away, durably: its directory is a leftover then. */
-int manifest_remove(struct store *store, const struct vm *vm);
+/* Takes VM's vm.xml away, durably: its directory is a leftover then. *RET_UNSURE, set where it was tried: whether it has gone, nobody knows. */
+int manifest_remove(struct store *store, const struct vm *vm, bool *ret_unsure);
 
 /* Reads STORE/vms/UUID/vm.xml. Whatever it says is checked: -EUCLEAN, -EINVAL. -ENOENT: there is none. */
 int manifest_load(struct store *store, const char *uuid, struct vm **ret, struct reason *why);
