@@ -136,11 +136,12 @@ static int pull_all(struct hold *h, struct reason *why)
 	return err ? err : flush_shared(h);
 }
 
-/* The gate is open again afterwards. */
-static int rebase_again(struct hold *h, struct reason *why)
+/* *RET_ANY: there is no more to be pulled. The gate is open again afterwards. */
+static int rebase_again(struct hold *h, bool *ret_any, struct reason *why)
 {
 	pthread_rwlock_wrlock(&h->oh->swap);
-	int err = is_still_top(h) ? merge_rebase_again(h->m, h->oh->head, h->oh, why) : MERGE_AGAIN;
+	*ret_any = is_still_top(h) && merge_may_be_rebased(h->m, h->oh->head);
+	int err = *ret_any ? merge_rebase_again(h->m, h->oh->head, h->oh, why) : 0;
 	pthread_rwlock_unlock(&h->oh->swap);
 	return err;
 }
@@ -151,8 +152,9 @@ static int pull_into_head(struct merge *m, struct reason *why)
 	int err = hold_begin(m, &h, why);
 	if (err)
 		return err;
-	err = rebase_again(&h, why);
-	if (err != MERGE_AGAIN) {
+	bool again = false;
+	err = rebase_again(&h, &again, why);
+	if (again) {
 		int close_err = hold_end(&h);
 		return err ? err : close_err;
 	}

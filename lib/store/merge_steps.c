@@ -251,29 +251,47 @@ int merge_rebase(struct merge *m, struct head *head, struct open_head *oh, struc
 	return err;
 }
 
-/* Only where it lies over just that. Nothing is read otherwise before or after: the name is written once more to be stable. */
+/* Nothing is read otherwise before or after: the name is written once more to be stable. */
+static int rebase_again_locked(struct merge *m, struct head *head, const struct view *below, struct view *view, const char *name, enum image_format format)
+{
+	if (!m->whole && !layers_run_is_current(m->store, &m->run))
+		return MERGE_AGAIN;
+	int err = head_exchange_base(head, below, view, name, format);
+	if (err)
+		return err == -ESTALE ? MERGE_AGAIN : err;
+	layers_close_run(m->store, &m->run, m->into);
+	if (m->dest)
+		image_cache_forget(m->store->images, m->dest_st.st_dev, m->dest_st.st_ino);
+	return 0;
+}
+
+bool merge_may_be_rebased(struct merge *m, struct head *head)
+{
+	struct view *below = head_below(head);
+	bool may_be = may_be_rebased(m, below);
+	view_put(below);
+	return may_be;
+}
+
 int merge_rebase_again(struct merge *m, struct head *head, struct open_head *oh, struct reason *why)
 {
 	struct view *view = NULL, *below = head_below(head);
 	auto_free char *name = NULL;
 	enum image_format format = IMAGE_PROBE;
-	int err = !may_be_rebased(m, below) ? MERGE_AGAIN : m->whole ? 0 : open_below_run(m, &view, &name, &format, why);
+	int err = m->whole ? 0 : open_below_run(m, &view, &name, &format, why);
+	/* Nothing is pulled from it all the same: what lies there now isn't the run. */
 	if (!err && !view_equal(view, below))
-		err = MERGE_AGAIN;
+		err = reason_set(why, -EBUSY, "%s lies over something else than what is to be merged", m->run.names[m->into]);
 	if (!err && oh && view)
 		err = head_relock(oh, view, why);
 	if (!err) {
 		pthread_rwlock_wrlock(&m->store->layout);
-		err = head_exchange_base(head, below, view, name, format);
-		if (!err)
-			layers_close_run(m->store, &m->run, m->into);
-		if (!err && m->dest)
-			image_cache_forget(m->store->images, m->dest_st.st_dev, m->dest_st.st_ino);
+		err = rebase_again_locked(m, head, below, view, name, format);
 		pthread_rwlock_unlock(&m->store->layout);
 	}
 	view_put(below);
 	view_put(view);
-	return err == -ESTALE ? MERGE_AGAIN : err;
+	return err;
 }
 
 /* --- space ------------------------------------------------------------------------------------------------------------- */

@@ -47,7 +47,9 @@ void merge_plan_pull(struct merge *m, const struct view *below);
 int merge_pull(struct merge *m, struct reason *why);
 /* The end of a pull: HEAD, into which all was pulled, gets what is below the run beneath it. OH: it is a head in use; its swap is held. */
 int merge_rebase(struct merge *m, struct head *head, struct open_head *oh, struct reason *why);
-/* The same for an attempt before this one that failed when that was written already. MERGE_AGAIN: there was none. */
+/* Whether HEAD may lie over what is below the run already: an attempt before this one wrote that, and failed to hear so. */
+bool merge_may_be_rebased(struct merge *m, struct head *head);
+/* merge_rebase() for such a head. -EBUSY: it lies over something else. */
 int merge_rebase_again(struct merge *m, struct head *head, struct open_head *oh, struct reason *why);
 
 /* Writes what names[FIRST] and the NR_LAYERS - 1 below it have into the destination. */
