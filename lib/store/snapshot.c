@@ -20,7 +20,6 @@
 #include "store/store_internal.h"
 #include "store/text.h"
 
-#define SNAPSHOTS_DIR "snapshots"
 #define UUID_LEN      36
 
 /* --- finding ---------------------------------------------------------------------------------------------------------- */

@@ -139,14 +139,32 @@ static int write_pid(struct store *store)
 	return err == -ENOSPC || err == -EDQUOT ? 0 : err;
 }
 
+/* In the place of its pid: a daemon that has ended in order, and knew of everything that it did. */
+#define NOBODY "0"
+
+static bool has_ended_in_order(struct store *store)
+{
+	char text[sizeof NOBODY] = "";
+	return file_read(store->lock_fd, text, sizeof NOBODY, 0) > 0 && text[0] == NOBODY[0];
+}
+
+/* Whose name is still there, in its place: no block is needed. */
+static void say_ended_in_order(struct store *store)
+{
+	if (store->writable && !store->layers.unknown && !file_write(store->lock_fd, NOBODY "\n", sizeof NOBODY, 0) && ftruncate(store->lock_fd, sizeof NOBODY) < 0)
+		return; /* what is behind it doesn't matter */
+}
+
 /* flock(2): the lock goes with the open file description, through the fork that makes the daemon, and away with it. */
 static int take_lock(struct store *store, struct reason *why)
 {
 	store->lock_fd = openat(store->store_fd, "lock", O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
 	if (store->lock_fd < 0)
 		return -errno;
-	if (flock(store->lock_fd, LOCK_EX | LOCK_NB) == 0)
+	if (flock(store->lock_fd, LOCK_EX | LOCK_NB) == 0) {
+		store->is_settled = has_ended_in_order(store);
 		return write_pid(store);
+	}
 	if (errno != EWOULDBLOCK)
 		return reason_set(why, -errno, "%s/lock: %s", store->store_dir, strerror(errno));
 	char pid[16] = "";
@@ -247,6 +265,41 @@ static int make_parts(struct store *store, const struct store_config *config)
 	return err ? err : stat_cache_new(&store->stats);
 }
 
+static int sync_dir(int at, const char *name)
+{
+	auto_close int fd = openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	return fd >= 0 ? dir_sync(fd) : errno == ENOENT ? 0 : -errno;
+}
+
+static int sync_vm(struct store *store, const struct vm *vm)
+{
+	char snapshots[64];
+	snprintf(snapshots, sizeof snapshots, "%s/" SNAPSHOTS_DIR, vm->uuid);
+	int err = sync_dir(store->vms_fd, vm->uuid);
+	return err ? err : sync_dir(store->vms_fd, snapshots);
+}
+
+/* What a daemon that was killed, or couldn't sync, has left is seen, and may all the same not be what a power cut leaves. It is, before
+ * anything is cleared away because of it. */
+static int settle_names(struct store *store)
+{
+	if (store->is_settled)
+		return 0;
+	int err = dir_sync(store->layers_fd);
+	if (!err)
+		err = dir_sync(store->vms_fd);
+	for (size_t e = 0; !err && e < store->nr_entries; e++)
+		if (store->entries[e]->vm && store->entries[e]->vm->kind == VM_MANAGED)
+			err = sync_vm(store, store->entries[e]->vm);
+	for (size_t i = 0; !err && i < store->nr_pools; i++) {
+		err = dir_sync(store->pools[i].dirfd);
+		if (!err && store->pools[i].ledger_fd >= 0)
+			err = dir_sync(store->pools[i].ledger_fd);
+	}
+	store->is_settled = !err;
+	return err;
+}
+
 /* Managed VMs, and the rest of what was interrupted. Nothing is cleared away where anything couldn't be read. */
 static int load_managed(struct store *store, struct reason *why)
 {
@@ -264,6 +317,12 @@ static int load_managed(struct store *store, struct reason *why)
 	if (store->layers.unknown) {
 		store_event(store, NULL, "the store %s isn't tidied up: %s%s%s", store->store_dir,
 			    err ? "a layer of a VM can't be read" : "the description of a VM can't be read", *unread.text ? ": " : "", unread.text);
+		return 0;
+	}
+	err = settle_names(store);
+	if (err) {
+		store->layers.unknown = true;
+		store_event(store, NULL, "the store %s isn't tidied up: its directories can't be made durable: %s", store->store_dir, strerror(-err));
 		return 0;
 	}
 	managed_clear_leftovers(store);
@@ -340,6 +399,7 @@ void store_close(struct store *store)
 	stat_cache_free(store->stats);
 	text_sizes_free(store->text_sizes);
 	table_done(store);
+	say_ended_in_order(store);
 	layers_done(&store->layers);
 	image_cache_free(store->images);
 	trust_free(store->trust);

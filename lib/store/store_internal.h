@@ -34,6 +34,8 @@ struct text_sizes;
 struct whole;
 struct open_head;
 
+#define SNAPSHOTS_DIR "snapshots" /* in STORE/vms/UUID */
+
 /* A VM through all its descriptions. Never freed while the store is open: its id is never used again. */
 struct entry {
 	uint32_t id;
@@ -61,6 +63,7 @@ struct store {
 	char *layers_dir; /* NULL: there is no store */
 	bool is_named; /* by the user: not just found in SOURCE */
 	bool writable;
+	bool is_settled; /* what is seen in it is what a power cut leaves */
 	bool allow_devices;
 	bool clone_full;
 	struct log_sink log;

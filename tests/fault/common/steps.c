@@ -93,6 +93,8 @@ const struct step_name step_names[] = {
 	{"snapshot_place_memory", "snapshot's RAM"},
 	{"take_lock", "lock"},
 	{"write_pid", "lock"},
+	{"say_ended_in_order", "lock"},
+	{"settle_names", "start-up settling"},
 	{"fill_base", "pending base"},
 	{"fill_file", "pending base/"},
 	{"put_over", "merge: overlay on top/"},
