@@ -6,11 +6,11 @@
 need qemu-img
 
 echo "seed $SEED"
-steps=4000
-[ -z "${NIGHTLY:-}" ] || steps=20000
+nr_steps=4000
+[ -z "${NIGHTLY:-}" ] || nr_steps=20000
 mkdir src mnt
 # What went wrong comes last, after the daemon's many lines.
-"$BUILD/tools/snapmodel" "$VMSNAPFS" "$PWD/src" "$PWD/mnt" "$SEED" "${NR_STEPS:-$steps}" > steps || {
+"$BUILD/tools/snapmodel" "$VMSNAPFS" "$PWD/src" "$PWD/mnt" "$SEED" "${NR_STEPS:-$nr_steps}" > steps || {
 	cat steps
 	fail "$(tail -n 1 steps)"
 }
