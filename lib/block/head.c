@@ -133,13 +133,13 @@ static int write_refcounts(struct head *head)
 {
 	if (!(head->header.incompatible & QCOW2_INCOMPAT_DIRTY))
 		return 0;
-	int err = space_write(&head->space, head->fd, &head->header);
+	int err = space_write(head);
 	/* What place_blocks added at the end is in the file. */
 	uint64_t file_size = head->space.nr_clusters << head->space.cluster_bits;
 	if (!err && (uint64_t)lseek(head->fd, 0, SEEK_END) < file_size && ftruncate(head->fd, (off_t)file_size) < 0)
 		err = -errno;
 	if (!err)
-		err = file_sync(head->fd); /* C3: refcounts are stable before the dirty bit says so */
+		err = tables_barrier(head); /* C3: refcounts are stable before the dirty bit says so */
 	return err ? err : write_features(head, head->header.incompatible & ~(uint64_t)QCOW2_INCOMPAT_DIRTY, head->header.autoclear);
 }
 
@@ -181,11 +181,12 @@ int head_new(const struct head_kind *kind, int dirfd, const char *name, const ch
 	return err;
 }
 
-/* Refcounts that lag do no harm to who knows better: they can wait for space, as long as the table that they are to be in needn't move. */
+/* Refcounts that lag do no harm to who knows better: they can wait for space, as long as the table that they are to be in needn't move. Not those that a
+ * sync has lost (I7): they are taken for written. */
 static bool can_wait(const struct head *head, int err)
 {
 	uint64_t room = ((uint64_t)head->header.reftable_clusters << head->space.cluster_bits) / sizeof(be64);
-	return (err == -ENOSPC || err == -EDQUOT) && head->space.nr_refblocks <= room;
+	return (err == -ENOSPC || err == -EDQUOT) && !head->failed && head->space.nr_refblocks <= room;
 }
 
 /* Left dirty by a crash: the walk has found what is in use, so the refcounts can be put right. */

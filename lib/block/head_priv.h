@@ -241,8 +241,8 @@ int space_alloc_run(struct space *space, uint64_t nr, uint64_t *ret_host_off);
 /* Of a cluster that no table on disk names. */
 void space_release(struct space *space, uint64_t host_off);
 /* C2: refcount blocks, then (a barrier of its own between) the refcount table if it changed. Where the table has become too short, a
- * longer one, which HEADER then says. */
-int space_write(struct space *space, int fd, struct qcow2_header *header);
+ * longer one, which the header then says. After a failed sync: I7. */
+int space_write(struct head *head);
 
 /* --- head_tables.c (the lock is held) ------------------------------------------------------------------------------- */
 

@@ -314,9 +314,9 @@ static int write_blocks(const struct space *space, int fd)
 	return err;
 }
 
-static int switch_reftable(int fd, struct qcow2_header *header, uint64_t host_off, uint64_t clusters)
+static int switch_reftable(struct head *head, uint64_t host_off, uint64_t clusters)
 {
-	int err = file_sync(fd); /* the table is stable before the header names it */
+	int err = tables_barrier(head); /* the table is stable before the header names it */
 	if (err)
 		return err;
 	be64 offset = be64_make(host_off);
@@ -327,16 +327,18 @@ static int switch_reftable(int fd, struct qcow2_header *header, uint64_t host_of
 		      "one write");
 	memcpy(both, &offset, sizeof offset);
 	memcpy(both + sizeof offset, &nr, sizeof nr);
-	err = file_write(fd, both, sizeof both, offsetof(struct qcow2_header_disk, refcount_table_offset));
+	err = file_write(head->fd, both, sizeof both, offsetof(struct qcow2_header_disk, refcount_table_offset));
 	if (!err) {
-		header->reftable_offset = host_off;
-		header->reftable_clusters = (uint32_t)clusters;
+		head->header.reftable_offset = host_off;
+		head->header.reftable_clusters = (uint32_t)clusters;
 	}
 	return err;
 }
 
-int space_write(struct space *space, int fd, struct qcow2_header *header)
+int space_write(struct head *head)
 {
+	struct space *space = &head->space;
+	const struct qcow2_header *header = &head->header;
 	uint64_t new_table = 0, new_clusters = 0;
 	space->nr_reserved = 0;
 	int err = lengthen_reftable(space, &new_table, &new_clusters);
@@ -348,14 +350,14 @@ int space_write(struct space *space, int fd, struct qcow2_header *header)
 	/* After the last allocation: till the header names the new table, the old one's place must stay what it is. */
 	for (uint64_t i = 0; new_table && i < header->reftable_clusters; i++)
 		space_release(space, header->reftable_offset + (i << space->cluster_bits));
-	err = write_blocks(space, fd);
+	err = write_blocks(space, head->fd);
 	/* The blocks are stable before the table names them: it is the one place that tells a block from data. */
 	if (!err && (space->reftable_stale || new_table))
-		err = file_sync(fd);
+		err = tables_barrier(head);
 	if (!err && (space->reftable_stale || new_table))
-		err = file_write(fd, space->reftable, (size_t)space->nr_refblocks * 8, new_table ? new_table : header->reftable_offset);
+		err = file_write(head->fd, space->reftable, (size_t)space->nr_refblocks * 8, new_table ? new_table : header->reftable_offset);
 	if (!err && new_table)
-		err = switch_reftable(fd, header, new_table, new_clusters);
+		err = switch_reftable(head, new_table, new_clusters);
 	if (err)
 		return err;
 	memset(space->stale_blocks, 0, space->stale_cap * sizeof *space->stale_blocks);

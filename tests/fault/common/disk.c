@@ -22,7 +22,7 @@
 
 #define SECTOR 512u
 
-const char *const fault_kind_names[NR_FAULT_KINDS] = {"none", "EIO", "EIO, late", "ENOSPC", "short", "kill", "kill, half", "read EIO"};
+const char *const fault_kind_names[NR_FAULT_KINDS] = {"none", "EIO", "EIO, late", "ENOSPC", "ENOSPC, sync", "short", "kill", "kill, half", "read EIO"};
 const char *const disk_op_names[NR_DISK_OPS] = {"write", "size", "space", "hole", "clone", "sync", "create", "mkdir", "symlink", "link", "rename", "unlink"};
 static const bool needs_space[NR_DISK_OPS] = {
 	[OP_WRITE] = true, [OP_SPACE] = true, [OP_CLONE] = true, [OP_CREATE] = true, [OP_MKDIR] = true, [OP_SYMLINK] = true, [OP_LINK] = true};
@@ -253,7 +253,8 @@ static void strike(struct step *step)
 	switch (fault.kind) {
 	case FAULT_EIO: step->err = EIO; break;
 	case FAULT_EIO_LATE: step->late = true; break;
-	case FAULT_ENOSPC: step->err = ENOSPC; break;
+	case FAULT_ENOSPC:
+	case FAULT_ENOSPC_SYNC: step->err = ENOSPC; break;
 	case FAULT_SHORT:
 		step->half = step->op == OP_WRITE;
 		step->err = step->half ? 0 : EIO;
@@ -303,7 +304,8 @@ static void step_begin(struct step *step, enum disk_op op)
 	}
 	disk_shared->nr_steps++;
 	bool hit = nr == fault.nth || (fault.for_good && nr > fault.nth);
-	bool possible = fault.kind != FAULT_NONE && fault.kind != FAULT_READ_EIO && (fault.kind != FAULT_ENOSPC || needs_space[op]);
+	bool possible = fault.kind != FAULT_NONE && fault.kind != FAULT_READ_EIO && (fault.kind != FAULT_ENOSPC || needs_space[op]) &&
+		(fault.kind != FAULT_ENOSPC_SYNC || op == OP_SYNC);
 	if (hit && possible)
 		strike(step);
 }

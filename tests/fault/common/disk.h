@@ -26,6 +26,7 @@ enum fault_kind {
 	FAULT_EIO,	/* the step does nothing and says EIO */
 	FAULT_EIO_LATE, /* the step is done and says EIO all the same */
 	FAULT_ENOSPC,
+	FAULT_ENOSPC_SYNC, /* of a sync: that there was space turns out only now (a thin pool, NFS) */
 	FAULT_SHORT,	/* half of a write is done, and said to be; other steps: EIO */
 	FAULT_KILL,	/* the process ends before the step, with status DISK_KILLED */
 	FAULT_KILL_HALF, /* after half of a write */

@@ -38,6 +38,9 @@ static const struct cell_kind cell_kinds[] = {
 	{"enospc", FAULT_ENOSPC, false, false, true, false},
 	{"enospc-good", FAULT_ENOSPC, true, false, true, false},
 	{"enospc-cut", FAULT_ENOSPC, true, true, true, false},
+	{"enospc-sync", FAULT_ENOSPC_SYNC, false, false, false, false},
+	{"enospc-sync-good", FAULT_ENOSPC_SYNC, true, false, false, false},
+	{"enospc-sync-cut", FAULT_ENOSPC_SYNC, false, true, false, false},
 	{"short", FAULT_SHORT, false, false, false, true},
 	{"read", FAULT_READ_EIO, false, false, false, false},
 	{"read-good", FAULT_READ_EIO, true, false, false, false},
@@ -286,10 +289,17 @@ static void add_cell(unsigned scenario, unsigned kind, uint64_t nth, const char 
 	cells[nr_cells++] = (struct cell){scenario, kind, nth, name_index(name), mix(scenario + 1, kind + 1, nth + 1)};
 }
 
-static bool is_write(const char *name)
+static bool ends_with(const char *name, const char *end)
 {
-	size_t len = strlen(name);
-	return len > 7 && strcmp(name + len - 7, ": write") == 0;
+	size_t len = strlen(name), n = strlen(end);
+	return len > n && strcmp(name + len - n, end) == 0;
+}
+
+/* Syncs that say ENOSPC for good: from a repair on, which may go on without space for its refcounts. */
+static bool can_strike(const struct cell_kind *kind, const char *name, bool needs_space)
+{
+	return kind->fault != FAULT_READ_EIO && (needs_space || !kind->only_space) && (ends_with(name, ": write") || !kind->only_writes) &&
+		(kind->fault != FAULT_ENOSPC_SYNC || (ends_with(name, ": sync") && (!kind->for_good || strncmp(name, "repair/", 7) == 0)));
 }
 
 /* Whether the Ith of NR alike is one of those that are tried. */
@@ -310,7 +320,7 @@ static void add_cells(unsigned scenario)
 		const char *name = disk_step_name(n, &needs_space);
 		unsigned i = name_index(name);
 		for (unsigned k = 0; is_tried(nr_before[i], nr_alike[i]) && k < NR_KINDS; k++)
-			if (cell_kinds[k].fault != FAULT_READ_EIO && (needs_space || !cell_kinds[k].only_space) && (is_write(name) || !cell_kinds[k].only_writes))
+			if (can_strike(&cell_kinds[k], name, needs_space))
 				add_cell(scenario, k, n, name);
 		nr_before[i]++;
 	}

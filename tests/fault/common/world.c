@@ -359,7 +359,9 @@ static void note(int err)
 {
 	if (!err)
 		return;
-	no_space = (no_space || !any_failed) && err == -ENOSPC;
+	const char *name = NULL;
+	bool sync = disk_struck(&name) && strstr(name, ": sync"); /* what has failed for good, whatever it says */
+	no_space = (no_space || !any_failed) && err == -ENOSPC && !sync;
 	any_failed = true;
 }
 
