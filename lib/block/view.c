@@ -22,13 +22,16 @@
 /* Bytes of a compressed cluster that is worth being made ahead. */
 #define WANTED_MIN (16u << 10)
 
-/* How long view_check()'s word is good for, for each layer that it must ask: reading is never slowed down by more than a hundredth. */
+/* How long view_check()'s word is good for, at least, for each layer that it must ask; and how many times as long as it takes: reading is never
+ * slowed down by more than a hundredth, wherever the files are. */
 #define CHECK_NS     25000
 #define CHECK_ROW_NS 1000000 /* it reads a snapshot table */
+#define CHECK_SHARE  100
 
 struct view {
 	atomic_uint nr_users;
 	atomic_int_fast64_t next_check_ns; /* of the monotonic clock */
+	atomic_int_fast64_t check_took_ns; /* the last one */
 	struct image_cache *cache; /* borrowed */
 	struct layer *layers;      /* top first */
 	size_t nr_layers, cap_layers;
@@ -310,15 +313,27 @@ static int64_t now_ns(void)
 	return ts.tv_sec * 1000000000ll + ts.tv_nsec;
 }
 
+/* Between two checks, of which one takes TOOK. */
+static int64_t check_interval(const struct view *view, int64_t took)
+{
+	int64_t least = (int64_t)view->nr_layers * CHECK_NS + (view->layers[0].snapshot ? CHECK_ROW_NS : 0);
+	return took * CHECK_SHARE > least ? took * CHECK_SHARE : least;
+}
+
 /* What to say of what was just read or mapped with the result ERR: is it what the files hold? An error may come of it that it isn't. */
 static int checked(struct view *view, int err)
 {
-	int64_t now = now_ns();
-	if (!err && now < atomic_load(&view->next_check_ns))
+	int64_t begun = now_ns(), took = atomic_load(&view->check_took_ns);
+	int_fast64_t next = atomic_load(&view->next_check_ns);
+	/* One thread asks for all; the others wait for its answer no longer than it usually takes until the next question. */
+	if (!err && (begun < next || !atomic_compare_exchange_strong(&view->next_check_ns, &next, begun + check_interval(view, took))))
 		return 0;
 	int stale = view_check(view);
-	if (!stale)
-		atomic_store(&view->next_check_ns, now + (int64_t)view->nr_layers * CHECK_NS + (view->layers[0].snapshot ? CHECK_ROW_NS : 0));
+	int64_t end = now_ns();
+	atomic_store(&view->check_took_ns, end - begun);
+	/* Of two the shorter: one that was held up says nothing of the files. After what is stale the next reader is to ask too. */
+	took = end - begun < took ? end - begun : took;
+	atomic_store(&view->next_check_ns, stale ? 0 : end + check_interval(view, took));
 	return stale ? stale : err;
 }
 
