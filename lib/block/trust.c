@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "base/mem.h"
@@ -197,6 +198,19 @@ static int walk_follow(const struct trust *trust, struct walk *walk, size_t name
 	return 0;
 }
 
+/* Whether what WALK has just come to, at NAME_AT, is a mount of vmsnapfs. The root's device says so where nobody has looked at the directory around it. */
+static bool is_mount(const struct trust *trust, struct walk *walk, size_t name_at, const struct trust_root *root)
+{
+	struct statx stx;
+	dev_t around = root->dev;
+	char slash = walk->real[name_at];
+	walk->real[name_at] = '\0';
+	if (!is_above_root(trust, walk->real) && statx(AT_FDCWD, walk->real, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_STATX_DONT_SYNC, 0, &stx) == 0)
+		around = makedev(stx.stx_dev_major, stx.stx_dev_minor);
+	walk->real[name_at] = slash;
+	return mounts_lies_on(AT_FDCWD, walk->real, around);
+}
+
 static int walk_step(const struct trust *trust, struct walk *walk, const char *name)
 {
 	size_t at = strlen(walk->real);
@@ -217,7 +231,7 @@ static int walk_step(const struct trust *trust, struct walk *walk, const char *n
 	if (is_above_root(trust, walk->real))
 		return 0;
 	const struct trust_root *root = root_of(trust, walk->real);
-	if (!root || mounts_lies_on(AT_FDCWD, walk->real, root->dev))
+	if (!root || is_mount(trust, walk, at, root))
 		return -EACCES;
 	return walk_follow(trust, walk, at);
 }
