@@ -1,5 +1,6 @@
 #include "block/access.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -56,7 +57,8 @@ static void restrict_by_acl(struct access *access, int dirfd, const char *name, 
 {
 	char path[64 + NAME_MAX + 1];
 	snprintf(path, sizeof path, "/proc/self/fd/%d/%s", dirfd, name);
-	if (lgetxattr(path, "system.posix_acl_access", NULL, 0) > 0)
+	ssize_t len = lgetxattr(path, "system.posix_acl_access", NULL, 0);
+	if (len > 0 || (len < 0 && errno != ENODATA && errno != EOPNOTSUPP)) /* it may have one */
 		leave_to_owner(access, st);
 }
 
