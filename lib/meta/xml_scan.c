@@ -47,6 +47,17 @@ static void detect_width(struct scan *scan, const unsigned char *bytes, size_t l
 		scan->at = 3;
 }
 
+/* No character of XML is 0; and text of four bytes for each, which isn't read, would pass for text of one. */
+static bool has_nul(const struct scan *scan)
+{
+	size_t i = 0;
+	if (scan->width == 1)
+		return memchr(scan->bytes, 0, scan->nr_chars);
+	while (i < scan->nr_chars && (scan->bytes[2 * i] || scan->bytes[2 * i + 1]))
+		i++;
+	return i < scan->nr_chars;
+}
+
 static bool is_read(const struct scan *scan, const char *encoding)
 {
 	static const char *const wide[] = {"UTF-16", "UTF-16LE", "UTF-16BE"};
@@ -137,6 +148,8 @@ int xml_scan(const char *text, size_t len, struct reason *why)
 {
 	struct scan scan;
 	detect_width(&scan, (const unsigned char *)text, len);
+	if (has_nul(&scan))
+		return reason_set(why, -EINVAL, "line 1: NUL characters, or an encoding that isn't read: write UTF-8");
 	int err = check_encoding(&scan, why);
 	while (!err && scan.at < scan.nr_chars) {
 		if (char_at(&scan, scan.at) != '<')

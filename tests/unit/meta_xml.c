@@ -77,6 +77,35 @@ static void check_attributes(const char *before, unsigned nr, bool wide, const c
 		xmlFreeDoc(doc);
 }
 
+/* Text of four bytes for each character, the character in that with number AT, is as good as ASCII to who takes no notice of NUL. */
+static void check_four_bytes(const char *mark, unsigned at)
+{
+	static char text[200000], units[sizeof text * 4 + 4];
+	struct reason why = {0};
+	xmlDocPtr doc = NULL;
+	size_t len = (size_t)snprintf(text, sizeof text, "<a"), nr = *mark || mark[3] ? 4 : 0;
+	for (unsigned i = 0; i < 10000; i++)
+		len += (size_t)snprintf(text + len, sizeof text - len, " a%u=''", i);
+	len += (size_t)snprintf(text + len, sizeof text - len, "/>");
+	memcpy(units, mark, nr);
+	memset(units + nr, 0, 4 * len);
+	for (size_t i = 0; i < len; i++)
+		units[nr + 4 * i + at] = text[i];
+	CHECK_INT(xml_parse(units, nr + 4 * len, &doc, &why), -EINVAL);
+	if (!strstr(why.text, "write UTF-8")) {
+		printf("UCS-4 with the character in byte %u: '%s'\n", at, why.text);
+		failures++;
+	}
+}
+
+static void test_four_bytes(void)
+{
+	for (unsigned at = 0; at < 4; at++)
+		check_four_bytes("\0\0\0\0", at);
+	check_four_bytes("\0\0\xfe\xff", 3);
+	check_four_bytes("\xff\xfe\0\0", 0);
+}
+
 static void test_attributes(void)
 {
 	check_attributes("", 256, false, NULL);
@@ -284,6 +313,7 @@ int main(void)
 	test_doctypes();
 	test_malformed();
 	test_attributes();
+	test_four_bytes();
 	test_nul_byte();
 	test_limits();
 	test_print();
