@@ -23,8 +23,7 @@ LIB_PKGS := libxml-2.0 uuid zlib libzstd libdeflate
 WARN := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wformat=2 -Wundef -Wpointer-arith
 OPT ?= -O2 -g
 CPPFLAGS += -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -DFUSE_USE_VERSION=314 -DVMSNAPFS_VERSION='"$(VERSION)"' -Ilib -I. $(PKG_CFLAGS)
-# Stacks tell who called: tests/fault names its steps by them.
-ALL_CFLAGS = -std=gnu11 $(WARN) $(OPT) -pthread -fno-strict-aliasing -fno-optimize-sibling-calls $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer) $(CFLAGS)
+ALL_CFLAGS = -std=gnu11 $(WARN) $(OPT) -pthread -fno-strict-aliasing $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer) $(CFLAGS)
 ALL_LDFLAGS = -pthread $(if $(SAN),-fsanitize=$(SAN)) $(LDFLAGS)
 
 LIB_SRC := $(sort $(wildcard lib/*/*.c))
@@ -39,6 +38,8 @@ FUZZ_COMMON_SRC := $(sort $(wildcard tests/fuzz/common/*.c))
 LIB_OBJ := $(LIB_SRC:%.c=$(BUILD)/%.o)
 FS_OBJ := $(FS_SRC:%.c=$(BUILD)/%.o)
 LIB := $(BUILD)/libvmsnapfs.a
+FAULT_LIB_OBJ := $(LIB_SRC:%.c=$(BUILD)/fault-lib/%.o)
+FAULT_LIB := $(BUILD)/fault-lib/libvmsnapfs.a
 TOOLS := $(TOOL_SRC:tests/tools/%.c=$(BUILD)/tools/%)
 BENCHES := $(BENCH_SRC:tests/bench/%.c=$(BUILD)/bench/%)
 UNITS := $(UNIT_SRC:tests/unit/%.c=$(BUILD)/unit/%)
@@ -81,12 +82,22 @@ $(BUILD)/unit/%: $(BUILD)/tests/unit/%.o $(LIB)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $< $(LIB) $(shell pkg-config --libs $(LIB_PKGS))
 
+# They name their steps by who called: all callers must be on the stack.
+$(FAULT_LIB_OBJ) $(BUILD)/tests/fault/%.o: ALL_CFLAGS += -fno-optimize-sibling-calls
+$(BUILD)/fault-lib/%.o: %.c
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CPPFLAGS) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
+
+$(FAULT_LIB): $(FAULT_LIB_OBJ)
+	@rm -f $@
+	$(Q)$(AR) rcs $@ $^
+
 # The calls that change what a disk holds: tests/fault/common/disk.h says what becomes of them.
 FAULT_WRAPS := pread64 pwrite64 fdatasync fsync fallocate64 ftruncate64 openat64 open64 mkdir mkdirat renameat renameat2 linkat unlink unlinkat \
 	symlinkat ioctl copy_file_range sync_file_range clock_gettime
-$(BUILD)/fault/%: $(BUILD)/tests/fault/%.o $(FAULT_COMMON) $(LIB)
+$(BUILD)/fault/%: $(BUILD)/tests/fault/%.o $(FAULT_COMMON) $(FAULT_LIB)
 	@mkdir -p $(@D)
-	$(Q)$(CC) $(ALL_LDFLAGS) $(FAULT_WRAPS:%=-Wl,--wrap=%) -o $@ $< $(FAULT_COMMON) $(LIB) $(shell pkg-config --libs $(LIB_PKGS))
+	$(Q)$(CC) $(ALL_LDFLAGS) $(FAULT_WRAPS:%=-Wl,--wrap=%) -o $@ $< $(FAULT_COMMON) $(FAULT_LIB) $(shell pkg-config --libs $(LIB_PKGS))
 
 fuzz:
 	$(MAKE) CC=clang BUILD=build-fuzz SAN=address,undefined CFLAGS='$(CFLAGS) -fsanitize=fuzzer-no-link -fno-sanitize-recover=undefined' fuzzers
@@ -122,4 +133,4 @@ format:
 	clang-format -i lib/*/*.[ch] fs/*.[ch] tests/*/*.[ch]
 
 .SECONDARY:
--include $(LIB_OBJ:.o=.d) $(FS_OBJ:.o=.d) $(wildcard $(BUILD)/tests/*/*.d $(BUILD)/tests/*/*/*.d)
+-include $(LIB_OBJ:.o=.d) $(FAULT_LIB_OBJ:.o=.d) $(FS_OBJ:.o=.d) $(wildcard $(BUILD)/tests/*/*.d $(BUILD)/tests/*/*/*.d)

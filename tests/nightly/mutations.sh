@@ -14,7 +14,7 @@ table=$TOP/tests/fault/mutations
 mkdir "$tree"
 cp -a "$TOP/Makefile" "$TOP/lib" "$TOP/fs" "$TOP/tests" "$tree"
 mkdir "$build"
-(cd "$BUILD" && cp -a --parents lib tests/fault libvmsnapfs.a "$build")
+(cd "$BUILD" && cp -a --parents fault-lib tests/fault "$build")
 
 build_test() {
 	make -s -C "$tree" BUILD=build ${SAN:+SAN="$SAN"} "build/$1" >"$TEST_DIR/make.log" 2>&1
