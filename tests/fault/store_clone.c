@@ -1,6 +1,6 @@
 /* Faults while VMs are made, renamed, copied into and removed: the source stays as it is, a VM is whole or not there, and nothing of what was begun is left.
  * limit: 120
- * nightly: 1500 */
+ * nightly: 7200 */
 #include "common/world.h"
 
 static void prepare_web(const char *dir)

@@ -1,7 +1,7 @@
 /* Faults while disks are made to depend on nothing, as qcow2 and as raw files, in the store and in a pool, and while volumes of a pool are made, renamed and
  * removed: what the ledger says of the pool is true or too much, never too little, and what was there before stays.
  * limit: 120
- * nightly: 1500 */
+ * nightly: 7200 */
 #include <stdio.h>
 #include <sys/stat.h>
 

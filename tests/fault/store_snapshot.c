@@ -1,7 +1,7 @@
 /* Faults while snapshots are made and deleted, while what they leave is merged, and while a VM goes back to them: each state holds what it should, before and
  * after, and nothing that is gone comes back.
  * limit: 150
- * nightly: 1500 */
+ * nightly: 7200 */
 #include "common/world.h"
 
 /* s1 < s2 < s3 < now, each with something of its own; MUCH: of s2, the most. */

@@ -1,7 +1,7 @@
 /* Faults at the start: of a store that isn't there yet, and of one whose daemon was killed in the middle of much, while the rest of that is cleared away. That
  * can be repeated however often it is interrupted, and takes nothing that is needed.
  * limit: 60
- * nightly: 900 */
+ * nightly: 7200 */
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
