@@ -47,9 +47,34 @@ static bool lengthen(int fd)
 	return end >= WANTED_SIZE;
 }
 
+/* It becomes a vm.xml: what somebody else put there isn't taken, least of all another file by a second name. */
+static bool is_own(const struct stat *st)
+{
+	return S_ISREG(st->st_mode) && st->st_nlink == 1;
+}
+
+/* -1: there is none. */
+static int open_own(struct store *store)
+{
+	struct stat st;
+	auto_close int fd = openat(store->store_fd, NAME, O_WRONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+	return fd >= 0 && fstat(fd, &st) == 0 && is_own(&st) ? take_fd(&fd) : -1;
+}
+
+static int open_or_make(struct store *store)
+{
+	struct stat st;
+	if (fstatat(store->store_fd, NAME, &st, AT_SYMLINK_NOFOLLOW) == 0 && !is_own(&st))
+		unlinkat(store->store_fd, NAME, 0);
+	int fd = open_own(store);
+	return fd >= 0 ? fd : openat(store->store_fd, NAME, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+}
+
 void spare_make(struct store *store)
 {
-	auto_close int fd = openat(store->store_fd, NAME, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (store->spare_is_unsure)
+		return;
+	auto_close int fd = open_or_make(store);
 	atomic_store(&store->spare_is_short, fd < 0 || !lengthen(fd));
 }
 
@@ -62,12 +87,17 @@ void spare_restore(struct store *store)
 	pthread_mutex_unlock(&store->spare_lock);
 }
 
+static int exchange(struct store *store, int dirfd, const char *name)
+{
+	return renameat2(store->store_fd, NAME, dirfd, name, RENAME_EXCHANGE) < 0 ? -errno : 0;
+}
+
 static int replace(struct store *store, int fd, int dirfd, const char *name, const void *data, size_t len, bool *ret_unsure)
 {
 	struct stat st;
 	if (fstat(fd, &st) < 0)
 		return -errno;
-	if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size < len)
+	if ((uint64_t)st.st_size < len)
 		return -ENOSPC;
 	int err = file_write(fd, data, len, 0);
 	if (!err && ftruncate(fd, (off_t)len) < 0)
@@ -77,20 +107,24 @@ static int replace(struct store *store, int fd, int dirfd, const char *name, con
 	/* What it says is stable before it has the name. */
 	if (err)
 		return err;
-	if (renameat2(store->store_fd, NAME, dirfd, name, RENAME_EXCHANGE) < 0)
-		err = -errno;
-	else
-		err = dir_sync(dirfd);
-	/* A filesystem that can't do that hasn't. */
+	err = exchange(store, dirfd, name);
+	/* A filesystem that can't do that hasn't, nor has one where NAME isn't there. */
+	bool unsure = err && err != -EINVAL && err != -ENOSPC && err != -ENOENT;
+	if (!err && (err = dir_sync(dirfd))) {
+		unsure = true;
+		exchange(store, dirfd, name); /* the next start shows what the VM is, unless the power fails; neither file is written into until then */
+	}
 	if (ret_unsure)
-		*ret_unsure = err && err != -EINVAL && err != -ENOSPC;
+		*ret_unsure = unsure;
+	if (unsure)
+		store->spare_is_unsure = true;
 	return err;
 }
 
 int spare_replace(struct store *store, int dirfd, const char *name, const void *data, size_t len, bool *ret_unsure)
 {
 	pthread_mutex_lock(&store->spare_lock);
-	auto_close int fd = openat(store->store_fd, NAME, O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
+	auto_close int fd = store->spare_is_unsure ? -1 : open_own(store);
 	int err = fd < 0 ? -ENOSPC : replace(store, fd, dirfd, name, data, len, ret_unsure);
 	spare_make(store);
 	pthread_mutex_unlock(&store->spare_lock);

@@ -81,6 +81,7 @@ struct store {
 
 	pthread_mutex_t spare_lock; /* one at a time writes into STORE/spare; see spare.h */
 	atomic_bool spare_is_short;
+	bool spare_is_unsure; /* protected by spare_lock: it may be a vm.xml on disk, so nothing is written into it until the next start */
 	pthread_rwlock_t layout;
 	pthread_mutex_t lock;
 	/* protected by lock */

@@ -113,6 +113,22 @@ unmount mnt
 	sha256sum victims/* pool/*
 } | diff before - || fail "something outside the store was changed"
 
+say "a spare file that is something else"
+for kind in pipe second-name link; do
+	mkdir -m 700 "spare-$kind"
+	spare=$PWD/spare-$kind/spare
+	case $kind in
+	pipe) mkfifo "$spare" ;;
+	second-name) ln victims/log "$spare" ;;
+	link) ln -s "$PWD/victims/log" "$spare" ;;
+	esac
+	mount_at "$src" mnt -o "store=$PWD/spare-$kind"
+	at_once mkdir "mnt/clones/web@installed/$kind"
+	unmount mnt
+	equal "regular file 1" "$(stat -c '%F %h' "$spare")" "the spare file that was a $kind"
+	equal 1048576 "$(stat -c %s victims/log)" "the file that had the name, too"
+done
+
 say "a lock that leads elsewhere"
 rm "$store/lock" && ln -s "$PWD/victims/secret" "$store/lock"
 ! timeout 20 "$VMSNAPFS" -f -o "store=$store" "$src" mnt >out 2>&1 || fail "mounted with somebody else's file as the lock"
