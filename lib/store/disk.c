@@ -501,8 +501,10 @@ int disk_flush(struct disk_file *file)
 	if (!head)
 		return err;
 	err = head_flush(head);
+	/* Once; not by who only reads. */
+	int unsaved = file->writable ? atomic_exchange(&file->head->unsaved_err, 0) : 0;
 	head_leave(file);
-	return err;
+	return unsaved ? unsaved : err;
 }
 
 /* --- sparse maps -------------------------------------------------------------------------------------------------------------------- */

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/mem.h"
@@ -154,6 +155,8 @@ int head_attach(struct store *store, struct open_head *oh, const char *layer, st
 int head_detach(struct open_head *oh)
 {
 	int err = oh->head ? head_close(take_ptr(oh->head)) : 0;
+	if (err)
+		atomic_store(&oh->unsaved_err, err);
 	oh->lost_err = -EIO;
 	head_relock(oh, NULL, NULL);
 	return err;
@@ -216,8 +219,11 @@ static void retry_lost(struct store *store, struct open_head *oh, const struct v
 
 void head_revive(struct store *store, struct open_head *oh)
 {
-	if (pthread_mutex_trylock(&oh->entry->change) != 0)
+	struct timespec now_ts;
+	clock_gettime(CLOCK_MONOTONIC, &now_ts);
+	if (atomic_load(&oh->no_revival) == now_ts.tv_sec || pthread_mutex_trylock(&oh->entry->change) != 0)
 		return;
+	atomic_store(&oh->no_revival, now_ts.tv_sec);
 	struct vm *now = table_current(store, oh->entry);
 	for (size_t i = 0; now && i < now->nr_disks; i++)
 		if (now->disks[i].layer && strcmp(now->disks[i].layer, oh->layer) == 0 && !now->disks[i].error)
@@ -271,7 +277,8 @@ int head_put_locked(struct store *store, struct open_head *oh)
 {
 	if (atomic_fetch_sub(&oh->nr_users, 1) != 1)
 		return 0;
-	int err = head_detach(oh);
+	head_detach(oh);
+	int err = atomic_load(&oh->unsaved_err);
 	take_out(store, oh);
 	bool removed = oh->removed;
 	open_head_free(oh);

@@ -49,6 +49,8 @@ struct open_head {
 	struct frozen *origin; /* what its layer was put over while it was open; NULL: it wasn't */
 	int lost_err;
 
+	atomic_int unsaved_err; /* a close failed, and no writer has been told yet that what it flushed or wrote last may be lost */
+	_Atomic time_t no_revival; /* of the monotonic clock: in this second it was tried already */
 	atomic_bool hinting; /* whether a write looks at the hint at all */
 };
 
@@ -59,8 +61,8 @@ int beneath_open(struct store *store, const struct vm_disk *disk, struct view **
 /* The open head of DISK, a disk of the VM's current description, opened where it isn't yet. The caller holds the VM's change lock. */
 int head_get(struct store *store, struct entry *entry, const struct vm_disk *disk, struct open_head **ret,
 	     struct reason *why);
-/* Tries to open again one that was lost (the filesystem was full when it should have been opened, say), unless somebody is changing its VM. The caller holds no
- * lock. */
+/* Tries to open again one that was lost (the filesystem was full when it should have been opened, say), unless somebody is changing its VM, or that was tried
+ * in the same second. The caller holds no lock. */
 void head_revive(struct store *store, struct open_head *oh);
 /* The same, NULL where it isn't open. */
 struct open_head *head_lookup(struct store *store, const struct vm_disk *disk);
@@ -85,7 +87,7 @@ void heads_removed(struct store *store, const struct entry *entry);
 int head_attach(struct store *store, struct open_head *oh, const char *layer, struct view *beneath, struct reason *why);
 /* Opens the layer of DISK again, over what lies beneath it. As head_attach(). */
 int head_reattach(struct store *store, struct open_head *oh, const struct vm_disk *disk, struct reason *why);
-/* Closes the file and lets go of what is beneath; OH has no head then. */
+/* Closes the file and lets go of what is beneath; OH has no head then. An error is the next flush's, too: a head that is opened anew knows nothing of it. */
 int head_detach(struct open_head *oh);
 /* After a merge: every open head whose chain goes through one of the layers NAMES gets its chain opened anew, so that no file is kept that
  * has no name any more. The caller holds no lock. */
