@@ -275,8 +275,8 @@ cp mnt/pools/devs/lun lun.img
 same lun.img device.img
 refused EROFS rm -f mnt/pools/devs/lun
 echo "web onlun mode=full format=raw pool=devs volume=lun" >mnt/vms/leaf/actions/clone
-refused EBUSY cp $snap/web/disks/vda.img mnt/pools/devs/lun
 wait_until 60 jobs_done mnt || fail "jobs go on: $(cat mnt/jobs/*; tail -n 5 mnt/events)"
+refused EBUSY cp $snap/web/disks/vda.img mnt/pools/devs/lun
 wait_until 20 test ! -e mnt/pools/devs/lun || fail "a device in use shows as free"
 unmount mnt
 mount_at src mnt -o pool=devs:devs -o store=store2 -o block_devices,trust=/dev
