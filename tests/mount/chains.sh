@@ -33,7 +33,10 @@ for title in "${!snapshots[@]}"; do
 	# shellcheck disable=SC2086
 	lists "mnt/vms/$title/snapshots" ${snapshots[$title]}
 done
-equal "$nr" "$(find mnt/vms -mindepth 1 -maxdepth 1 | wc -l)" "number of VMs"
+# A chain whose base QEMU itself damages isn't there at all.
+chains=$(cut -d' ' -f1 want/index | sort -u | wc -l)
+[ "$chains" -ge $((nr * 4 / 5)) ] || fail "only $chains chains of $nr"
+equal "$chains" "$(find mnt/vms -mindepth 1 -maxdepth 1 | wc -l)" "number of VMs"
 
 unmount mnt
 fingerprint src >after
