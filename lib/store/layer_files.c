@@ -108,6 +108,22 @@ int layer_place_to_open(struct store *store, const char *name, int flags, struct
 	return 0;
 }
 
+/* The part of what is to be NAME; of a block device there is none (""), *RET_DEVICE is the device then, and -1 otherwise. */
+static int begin_part(struct store *store, const char *name, enum pool_making how, char part[POOL_PART_MAX], int *ret_device, struct reason *why)
+{
+	const struct layer_place at = layer_place(store, name);
+	auto_close int device = -1;
+	*ret_device = -1;
+	if (layer_is_device(store, name) && (device = take_device(store, name, why)) < 0)
+		return device;
+	int err = pool_part_begin(layer_pool(store, name), at.name, how, device, part);
+	if (err == -EEXIST && device >= 0)
+		return reason_set(why, -EBUSY, "%s/%s: a disk of a clone lies on this device", at.dir, at.name);
+	if (!err)
+		*ret_device = take_fd(&device);
+	return err;
+}
+
 /* --- overlays ------------------------------------------------------------------------------------------------------------ */
 
 /* PART: what is to get its name; "": it is a block device, which has it. */
@@ -116,12 +132,11 @@ static int make_in_pool(struct store *store, const char *name, const struct over
 	struct pool *pool = layer_pool(store, name);
 	const struct layer_place at_name = layer_place(store, name), *at = &at_name;
 	auto_free char *path = layer_path(store, name);
-	bool is_device = layer_is_device(store, name);
-	auto_close int device = is_device ? take_device(store, name, why) : -1;
-	int err = !path ? -ENOMEM : is_device && device < 0 ? device : pool_part_begin(pool, at->name, POOL_NEW, device, part);
+	auto_close int device = -1;
+	int err = path ? begin_part(store, name, POOL_NEW, part, &device, why) : -ENOMEM;
 	if (err)
 		return err;
-	err = is_device ? overlay_create_in_device(device, "", path, spec, why) : overlay_create(at->dirfd, part, spec, mode);
+	err = device >= 0 ? overlay_create_in_device(device, "", path, spec, why) : overlay_create(at->dirfd, part, spec, mode);
 	if (err)
 		pool_part_abandon(pool, at->name);
 	return err;
@@ -171,18 +186,16 @@ static int open_part(struct store *store, const struct layer_place *at, const ch
 static int begin_in_pool(struct store *store, const char *name, const struct layer_owner *owner, bool again, struct reason *why)
 {
 	char part[POOL_PART_MAX];
-	struct pool *pool = layer_pool(store, name);
 	const struct layer_place at = layer_place(store, name);
-	bool is_device = layer_is_device(store, name);
-	auto_close int device = is_device ? take_device(store, name, why) : -1;
-	int err = is_device && device < 0 ? device : pool_part_begin(pool, at.name, again ? POOL_CONTINUE : POOL_NEW, device, part);
+	auto_close int device = -1;
+	int err = begin_part(store, name, again ? POOL_CONTINUE : POOL_NEW, part, &device, why);
 	if (err)
 		return err;
-	if (is_device)
+	if (device >= 0)
 		return take_fd(&device);
 	int fd = open_part(store, &at, part, owner, again);
 	if (fd < 0 && !again)
-		pool_part_abandon(pool, at.name);
+		pool_part_abandon(layer_pool(store, name), at.name);
 	return fd;
 }
 

@@ -38,11 +38,12 @@ int merge_open_dest(struct merge *m, struct reason *why)
 	auto_free char *path = layer_path(store, name);
 	const struct layer_place at = layer_place(store, name);
 	struct view *below = NULL;
-	if (!path || fstatat(at.dirfd, at.name, &m->dest_st, AT_SYMLINK_NOFOLLOW) < 0)
-		return path ? -errno : -ENOMEM;
 	struct layer_place to_open = at;
 	auto_close int device = -1;
-	int err = layer_place_to_open(store, name, O_RDWR, &to_open, &device, why);
+	int err = path ? layer_place_to_open(store, name, O_RDWR, &to_open, &device, why) : -ENOMEM;
+	/* A device's name is often a link; it is the device that is written to. */
+	if (!err && (device >= 0 ? fstat(device, &m->dest_st) : fstatat(at.dirfd, at.name, &m->dest_st, AT_SYMLINK_NOFOLLOW)) < 0)
+		err = -errno;
 	if (!err)
 		err = layers_open_beneath(store, name, &below, why);
 	if (err)

@@ -274,9 +274,25 @@ cmp -n 8388608 -i 41943040:0 "$loop" /dev/zero || fail "old bytes behind the cop
 cp mnt/pools/devs/lun lun.img
 same lun.img device.img
 refused EROFS rm -f mnt/pools/devs/lun
+echo "web onlun mode=full format=raw pool=devs volume=lun" >mnt/vms/leaf/actions/clone
+refused "EBUSY|EEXIST" cp $snap/web/disks/vda.img mnt/pools/devs/lun
+wait_until 60 jobs_done mnt || fail "jobs go on: $(cat mnt/jobs/*; tail -n 5 mnt/events)"
+wait_until 20 test ! -e mnt/pools/devs/lun || fail "a device in use shows as free"
+unmount mnt
+mount_at src mnt -o pool=devs:devs -o store=store2 -o block_devices,trust=/dev
+lists mnt/pools/devs
+refused EBUSY tee mnt/vms/leaf/actions/clone <<<"web other mode=full format=raw pool=devs volume=lun"
+contains "$(tail -n 1 mnt/events)" "*lun: a disk of a clone lies on this device*"
+cmp -n 41943040 want/web.img mnt/clones/onlun/disks/vda.img
+rm -r mnt/clones/onlun
+wait_until 20 test -e mnt/pools/devs/lun || fail "the device isn't free again"
 truncate -s 64M src/big.raw
 wait_until 20 test -e mnt/vms/big || fail "big doesn't show"
 refused ENOSPC dd if=mnt/vms/big/disks/vda.img of=mnt/pools/devs/lun bs=1M status=none conv=notrunc
+wait_until 20 mke2fs -q -F "$loop" 2>/dev/null || fail "the device is still held, seconds after the last use"
+mount "$loop" x
+refused EBUSY cp $snap/web/disks/vda.img mnt/pools/devs/lun
+umount x
 unmount mnt
 equal "$loop" "$(readlink devs/lun)"
 
