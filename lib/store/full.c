@@ -95,7 +95,7 @@ static void plan_disk(void *ctx, const struct vm *vm, const struct vm_disk *disk
 	auto_free char *path = layer_path(store, own.bottom);
 	auto_free char *source = source_of(store, own.bottom);
 	auto_free char *base = disk->full_base ? layer_path(store, disk->full_base) : NULL;
-	const struct vm_disk work = {.file_name = disk->file_name, .path = base ? base : path, .pending_path = source};
+	const struct vm_disk work = {.file_name = disk->file_name, .full_base = disk->full_base, .path = base ? base : path, .pending_path = source};
 	int err = path ? jobs_add(store, &kind, vm, &work, own.bottom) : -ENOMEM;
 	if (err && err != -EEXIST)
 		store_event(store, vm->name, "disk %s is made independent of its source at the next start: %s", disk->file_name, strerror(-err));

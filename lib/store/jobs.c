@@ -19,6 +19,12 @@
 #define MORE_SPACE (1u << 20) /* that is worth an attempt: each takes what there is until it fails */
 #define BUSY_S	1
 
+/* Where jobs write to. */
+struct place {
+	bool wanted;
+	uint64_t nr_free; /* bytes */
+};
+
 struct jobs {
 	pthread_mutex_t lock;
 	pthread_cond_t changed; /* any of the following */
@@ -26,6 +32,7 @@ struct jobs {
 	bool stop;
 	bool started;
 	pthread_t thread;
+	struct place *places; /* the worker's: the store's filesystem, then the pools' */
 };
 
 static struct timespec monotonic_now(void)
@@ -89,6 +96,7 @@ void jobs_free(struct jobs *jobs)
 		remove_locked(jobs, jobs->list);
 	pthread_cond_destroy(&jobs->changed);
 	pthread_mutex_destroy(&jobs->lock);
+	free(jobs->places);
 	free(jobs);
 }
 
@@ -234,15 +242,62 @@ static bool means_full(int err)
 	return err == -ENOSPC || err == -EDQUOT;
 }
 
-/* Of the store's filesystem and the pools': whichever was full, there is more of it then. */
-static uint64_t bytes_free(struct store *store)
+#define JOB_PLACES_MAX 3
+
+static size_t add_place(const struct store *store, const char *layer, size_t *places, size_t nr)
+{
+	const struct pool *pool = layer ? layer_pool(store, layer) : NULL;
+	size_t place = pool ? 1 + (size_t)(pool - store->pools) : 0;
+	for (size_t i = 0; i < nr; i++)
+		if (places[i] == place)
+			return nr;
+	places[nr] = place;
+	return nr + 1;
+}
+
+/* Where JOB writes: whichever was full, there is more free in all of them then. */
+static size_t places_of(const struct store *store, const struct job *job, size_t places[JOB_PLACES_MAX])
+{
+	size_t nr = add_place(store, NULL, places, 0);
+	nr = add_place(store, job->layer, places, nr);
+	return add_place(store, job->disk.full_base, places, nr);
+}
+
+static void ask_for(const struct store *store, const struct job *job)
+{
+	size_t places[JOB_PLACES_MAX], nr = places_of(store, job, places);
+	for (size_t i = 0; i < nr; i++)
+		store->jobs->places[places[i]].wanted = true;
+}
+
+static uint64_t bytes_free(const struct store *store, const struct job *job)
+{
+	size_t places[JOB_PLACES_MAX], nr = places_of(store, job, places);
+	uint64_t sum = 0;
+	for (size_t i = 0; i < nr; i++)
+		sum += store->jobs->places[places[i]].nr_free;
+	return sum;
+}
+
+/* What was asked for, and nothing else: another pool's server may be gone. Without the lock. */
+static void look(struct store *store)
 {
 	struct statvfs vfs;
-	uint64_t sum = store_statvfs(store, &vfs) == 0 ? (uint64_t)vfs.f_bavail * vfs.f_frsize : 0;
-	for (size_t i = 0; i < store->nr_pools; i++)
-		if (fstatvfs(store->pools[i].dirfd, &vfs) == 0)
-			sum += (uint64_t)vfs.f_bavail * vfs.f_frsize;
-	return sum;
+	for (size_t i = 0; i <= store->nr_pools; i++) {
+		struct place *place = &store->jobs->places[i];
+		if (!place->wanted)
+			continue;
+		int err = i ? fstatvfs(store->pools[i - 1].dirfd, &vfs) : store_statvfs(store, &vfs);
+		place->nr_free = err ? 0 : (uint64_t)vfs.f_bavail * vfs.f_frsize;
+		place->wanted = false;
+	}
+}
+
+/* Space that comes back late, from what an attempt itself has tidied up, must not make one attempt follow the other. */
+static int64_t look_after(unsigned nr_full)
+{
+	int64_t wait = nr_full < 6 ? LOOK_S << (nr_full - 1) : RETRY_S;
+	return wait < RETRY_S ? wait : RETRY_S;
 }
 
 /* --- the work ---------------------------------------------------------------------------------------------------------------- */
@@ -253,7 +308,11 @@ static void run(struct store *store, struct job *job)
 	struct jobs *jobs = store->jobs;
 	struct reason why = {0};
 	int err = job->kind->run(store, job, &why);
-	uint64_t found_free = means_full(err) ? bytes_free(store) + 1 : 0;
+	bool is_full = means_full(err);
+	if (is_full) {
+		ask_for(store, job);
+		look(store);
+	}
 	bool ended = !err || err == -ESTALE || err == -ECANCELED;
 	/* A clone that is being made holds an image for a moment, too: that is worth no event, and not the whole wait. */
 	bool soon = err == -EBUSY && !job->was_busy;
@@ -269,41 +328,54 @@ static void run(struct store *store, struct job *job)
 	} else if (!ended) {
 		job->err = err;
 		job->why = why;
-		job->found_free = found_free;
+		job->nr_full = is_full ? job->nr_full + 1 : 0;
+		job->found_free = is_full ? bytes_free(store, job) + 1 : 0;
+		job->look_at = monotonic_now().tv_sec + (is_full ? look_after(job->nr_full) : RETRY_S);
 		job->not_before = monotonic_now().tv_sec + RETRY_S;
 		pthread_cond_broadcast(&jobs->changed);
 	}
 	pthread_mutex_unlock(&jobs->lock);
 }
 
-/* The first job that may run; NULL: wait until *RET_UNTIL (0: for a change). NR_FREE are the bytes that are free. */
-static struct job *next_locked(struct jobs *jobs, uint64_t nr_free, int64_t *ret_until)
+static bool is_worth_a_look(const struct job *job, int64_t now)
+{
+	return job->found_free && job->look_at <= now;
+}
+
+/* The first job that may run; NULL: wait until *RET_UNTIL (0: for a change). */
+static struct job *next_locked(const struct store *store, int64_t *ret_until)
 {
 	int64_t now = monotonic_now().tv_sec, until = 0;
-	for (struct job *job = jobs->list; job; job = job->next) {
-		if (job->not_before <= now || (job->found_free && nr_free >= job->found_free + MORE_SPACE))
+	for (struct job *job = store->jobs->list; job; job = job->next) {
+		if (job->not_before <= now || (is_worth_a_look(job, now) && bytes_free(store, job) >= job->found_free + MORE_SPACE))
 			return job;
-		int64_t look = job->found_free && now + LOOK_S < job->not_before ? now + LOOK_S : job->not_before;
-		if (!until || look < until)
-			until = look;
+		int64_t at = !job->found_free ? job->not_before : job->look_at > now ? job->look_at : now + LOOK_S;
+		if (at > job->not_before)
+			at = job->not_before;
+		if (!until || at < until)
+			until = at;
 	}
 	*ret_until = until;
 	return NULL;
 }
 
-/* The bytes that are free, where a job waits for some. Drops the lock. */
-static uint64_t look_locked(struct store *store)
+/* How much is free where jobs wait for space. Drops the lock. */
+static void look_locked(struct store *store)
 {
 	struct jobs *jobs = store->jobs;
-	const struct job *job = jobs->list;
-	while (job && !job->found_free)
-		job = job->next;
-	if (!job)
-		return 0;
+	int64_t now = monotonic_now().tv_sec;
+	bool any = false;
+	for (const struct job *job = jobs->list; job; job = job->next) {
+		if (is_worth_a_look(job, now)) {
+			ask_for(store, job);
+			any = true;
+		}
+	}
+	if (!any)
+		return;
 	pthread_mutex_unlock(&jobs->lock);
-	uint64_t nr_free = bytes_free(store);
+	look(store);
 	pthread_mutex_lock(&jobs->lock);
-	return nr_free;
 }
 
 static void *worker(void *arg)
@@ -313,8 +385,8 @@ static void *worker(void *arg)
 	pthread_mutex_lock(&jobs->lock);
 	while (!jobs->stop) {
 		int64_t until = 0;
-		uint64_t nr_free = look_locked(store);
-		struct job *job = jobs->stop ? NULL : next_locked(jobs, nr_free, &until);
+		look_locked(store);
+		struct job *job = jobs->stop ? NULL : next_locked(store, &until);
 		if (job) {
 			job->running = true;
 			job->again = false;
@@ -339,9 +411,11 @@ static void *worker(void *arg)
 
 int jobs_start(struct store *store)
 {
-	int err = pthread_create(&store->jobs->thread, NULL, worker, store);
+	struct jobs *jobs = store->jobs;
+	jobs->places = calloc(store->nr_pools + 1, sizeof *jobs->places);
+	int err = jobs->places ? pthread_create(&jobs->thread, NULL, worker, store) : ENOMEM;
 	if (!err)
-		store->jobs->started = true;
+		jobs->started = true;
 	return -err;
 }
 

@@ -59,8 +59,9 @@ struct job {
 	bool again; /* it was added once more while it was running: what it saw may be old */
 	int err; /* of the last attempt; 0: none failed */
 	struct reason why;
-	int64_t not_before; /* monotonic seconds */
-	uint64_t found_free; /* there was no space, with so many bytes free: more of them, and it runs at once; 0: it isn't that */
+	int64_t not_before, look_at; /* monotonic seconds */
+	uint64_t found_free; /* there was no space, with so many bytes free: with more of them from LOOK_AT on it runs before its time; 0: it isn't that */
+	unsigned nr_full;    /* attempts in a row that ended so */
 	struct timespec begun;
 };
 
