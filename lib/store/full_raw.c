@@ -358,7 +358,11 @@ static int make_from(struct store *store, struct job *job, const char *layer, co
 {
 	bool finished = layer_file_is_finished(store, base);
 	if (lies_beneath(store, base, view) || (finished && is_for(store, base, layer, source))) {
-		int err = layers_pin(store, base);
+		/* It may be that it has its name because the sync after that failed. */
+		int err = dir_sync(layer_place(store, base).dirfd);
+		if (err)
+			return err;
+		err = layers_pin(store, base);
 		return err ? layers_add_new(store, base, NULL) : 0;
 	}
 	if (finished && !layers_take_unused(store, base))
