@@ -128,24 +128,16 @@ static void unpin(struct disk_file *file)
 		layers_sweep(store);
 }
 
-static int open_head_file(struct store *store, const struct vm *vm, const struct vm_disk *disk, bool writable,
-			  struct disk_file **ret, struct reason *why)
+/* In a pool a device, or a file that another program has put in the place of ours, can be read all the same. */
+static bool is_ours(struct store *store, const struct vm_disk *disk)
 {
-	struct entry *entry = NULL;
-	struct vm *now = NULL;
+	return !layer_pool(store, disk->layer) || layer_file_exists(store, disk->layer);
+}
+
+static int open_head_locked(struct store *store, struct entry *entry, const struct vm_disk *disk_now, bool writable, struct disk_file **ret, struct reason *why)
+{
 	struct disk_file *file = file_new(store, DISK_FILE_HEAD);
-	int err = file ? managed_begin(store, vm, &entry, &now, why) : -ENOMEM;
-	if (err) {
-		file_free(file);
-		return err;
-	}
-	/* The description that the caller has may be old: its layer may be another VM's by now. */
-	const struct vm_disk *disk_now = vm_disk_by_id(now->disks, now->nr_disks, disk->id);
-	if (disk_now)
-		err = head_get(store, entry, disk_now, &file->head, why);
-	else
-		err = reason_set(why, -ENOENT, "the disk has been removed");
-	managed_end(entry, now);
+	int err = file ? head_get(store, entry, disk_now, &file->head, why) : -ENOMEM;
 	if (err) {
 		file_free(file);
 		return err;
@@ -157,10 +149,27 @@ static int open_head_file(struct store *store, const struct vm *vm, const struct
 	return 0;
 }
 
-/* In a pool a device, or a file that another program has put in the place of ours, can be read all the same. */
-static bool is_ours(struct store *store, const struct vm_disk *disk)
+static int open_head_file(struct store *store, const struct vm *vm, const struct vm_disk *disk, bool writable,
+			  struct disk_file **ret, struct reason *why)
 {
-	return !layer_pool(store, disk->layer) || layer_file_exists(store, disk->layer);
+	struct entry *entry = NULL;
+	struct vm *now = NULL;
+	int err = managed_begin(store, vm, &entry, &now, why);
+	if (err)
+		return err;
+	/* The description that the caller has may be old: its layer may be another VM's by now, or have gone into another one. */
+	const struct vm_disk *disk_now = vm_disk_by_id(now->disks, now->nr_disks, disk->id);
+	bool only_looked_at = disk_now && !writable && !is_ours(store, disk_now);
+	if (!disk_now)
+		err = reason_set(why, -ENOENT, "the disk has been removed");
+	else if (!only_looked_at)
+		err = open_head_locked(store, entry, disk_now, writable, ret, why);
+	vm_ref(now);
+	managed_end(entry, now);
+	if (only_looked_at)
+		err = open_view(store, NULL, disk_now, ret, why);
+	vm_put(now);
+	return err;
 }
 
 static int open_disk(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, const struct vm_disk *disk,
@@ -179,7 +188,7 @@ static int open_disk(struct store *store, const struct vm *vm, const struct vm_s
 		if (disk->found && layer_file_exists(store, disk->layer))
 			return reason_set(why, -EBUSY, "a disk of a clone lies on this device");
 	}
-	if (disk->layer && !snapshot && store->writable && (writable || is_ours(store, disk)))
+	if (disk->layer && !snapshot && store->writable)
 		return open_head_file(store, vm, disk, writable, ret, why);
 	if (disk->pending_path)
 		return reason_set(why, -EIO, "its data isn't copied yet from %s, and the store can't be written", disk->pending_path);

@@ -343,6 +343,22 @@ static void begun_for_nobody(void)
 	free(job);
 }
 
+/* Who found the disk before the layer went into the raw file opens what it is now. */
+static void seen_before(void)
+{
+	struct disk_file *file = NULL;
+	reopen(false);
+	CHECK_ERR(try_make("base", "before", "b.raw"), 0);
+	struct vm *vm = find("before");
+	CHECK_ERR(store_start(store), 0);
+	wait_for_jobs(store);
+	CHECK(!layer_file_exists(store, vm->disks[0].layer));
+	CHECK_ERR(disk_open(store, vm, NULL, &vm->disks[0], false, &file, &why), 0);
+	CHECK_ERR(disk_close(file, &why), 0);
+	vm_put(vm);
+	end("before");
+}
+
 /* A device that isn't active yet: what isn't there isn't the source. */
 static void device_gone(void)
 {
@@ -519,6 +535,7 @@ int main(int argc, char **argv)
 	put_over_another(true);
 	one_file_for_two_vms();
 	begun_for_nobody();
+	seen_before();
 	device_gone();
 	commit_fails();
 	grown();
