@@ -29,14 +29,7 @@ oracle disk/cold-4.qcow2 qcow2 want/cold.img
 slowfs=$!
 wait_until 10 is_mounted "$src/slow"
 disk_answers() { echo "${1:-0} ${2:-0}" >control; }
-answer_and_cleanup() { # or nothing could be unmounted
-	local status=$?
-	disk_answers
-	trap - ERR
-	[ $status = 0 ] || false || cleanup # which looks at the status, too
-	cleanup
-}
-trap answer_and_cleanup EXIT
+ending() { disk_answers; } # or nothing could be unmounted
 
 cold=mnt/vms/cold-4
 clones=mnt/clones

@@ -48,13 +48,12 @@ chown -R "$alice" home
 $as_user libvirtd >libvirtd.log 2>&1 &
 libvirtd=$!
 lives() { virsh list >/dev/null 2>&1; }
-stop_all() {
+ending() {
 	local domain
-	for domain in $(virsh list --name 2>/dev/null); do virsh destroy "$domain" || true; done
-	kill $libvirtd 2>/dev/null || true
-	wait $libvirtd 2>/dev/null || true
+	for domain in $(virsh list --name); do virsh destroy "$domain"; done
+	kill $libvirtd
+	wait $libvirtd
 }
-trap '{ status=$?; stop_all; (exit $status); } >/dev/null 2>&1; cleanup' EXIT
 wait_until 60 lives || fail "libvirtd: $(cat libvirtd.log)"
 
 mount_at "$src" "$mnt" # as that user
@@ -107,7 +106,5 @@ virsh undefine one >/dev/null
 no_jobs() { [ -z "$(user ls "$mnt/jobs")" ]; }
 wait_until 60 no_jobs
 user rmdir "$mnt/clones/two"
-stop_all
-user fusermount3 -u "$mnt"
-wait_until 30 gone "${daemons[$mnt]}"
+unmount "$mnt"
 for image in "$src"/.vmsnapfs/layers/*.qcow2; do check_image "$image"; done

@@ -257,7 +257,10 @@ equal "$before" "$(fingerprint fast)" "the files of others, at the end"
 say "a block device as source and target"
 head -c 48M /dev/zero | tr '\0' '\377' >device.img
 loop=$(losetup -f --show device.img)
-trap 'status=$?; umount -l x 2>/dev/null || true; losetup -d $loop 2>/dev/null || true; (exit $status); cleanup' EXIT
+ending() {
+	umount -l x
+	losetup -d "$loop"
+}
 mkdir devs
 ln -s "$loop" devs/lun
 mount_at src mnt -o pool=devs:devs -o store=store2
