@@ -226,6 +226,16 @@ mount_at() {
 	is_alive "$mnt" || fail "the daemon ended instead of mounting: $(cat "$mnt.log")"
 }
 
+# The daemon ends at once, in the foreground, and says these words (in capitals or not) instead of mounting.
+mount_refused() { # WORDS ARGUMENT...
+	local words=$1 out status=0
+	shift
+	out=$(timeout 20 "$VMSNAPFS" -f "$@" 2>&1) || status=$?
+	equal 1 $status "status of vmsnapfs $*, which said '$out'"
+	contains "${out,,}" "${words,,}" "vmsnapfs $*"
+	[[ $out != *Sanitizer* ]] || fail "$out"
+}
+
 # Unmounts and waits until the daemon has put everything on disk and ended, which it must do with status 0.
 unmount() { # MNT
 	local mnt status=0

@@ -198,10 +198,7 @@ same want/base.img mnt/clones/waits/disks/vda.img "a clone that depends on nothi
 
 say "two daemons on one store"
 mkdir other
-status=0
-out=$("$VMSNAPFS" "$src" other 2>&1) || status=$?
-[ $status != 0 ] || fail "two daemons use one store"
-contains "$out" "process $daemon"
+mount_refused "process $daemon" "$src" other
 "$VMSNAPFS" -o ro "$src" other || fail "a read-only mount beside it"
 fusermount3 -u other
 kill_daemon mnt

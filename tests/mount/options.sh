@@ -8,39 +8,27 @@ src=$PWD/src
 make_vm "$src" web want
 mkdir mnt
 
-refuses() { # WORDS ARGUMENT...: exit status not 0, nothing mounted, and these words
-	local words=$1 out status=0
-	shift
-	out=$(timeout 20 "$VMSNAPFS" -f "$@" 2>&1) || status=$?
-	[ $status != 0 ] || fail "vmsnapfs $* said 0"
-	[ $status != 124 ] || fail "vmsnapfs $* went on running"
-	shopt -s nocasematch
-	contains "$out" "$words" "vmsnapfs $*"
-	shopt -u nocasematch
-	[[ $out != *Sanitizer* ]] || fail "$out"
-}
-
 say "refused"
-refuses usage
-refuses usage src
-refuses usage src mnt more
-refuses "no such file" nowhere mnt
-refuses "no such file" src nowhere
-refuses "not a directory" src/web.xml mnt
-refuses "not a directory" src src/web.xml
-refuses "unknown option" -o nonsense=1 src mnt
-for size in 0 1K 1023K -1 64Q M 1MM 99999999999999999999 99999999T; do refuses "index=$size" -o "index=$size" src mnt; done
-refuses "no such file" -o trust=/nowhere src mnt
-refuses "no such file" -o snapshots=/nowhere src mnt
+mount_refused usage
+mount_refused usage src
+mount_refused usage src mnt more
+mount_refused "no such file" nowhere mnt
+mount_refused "no such file" src nowhere
+mount_refused "not a directory" src/web.xml mnt
+mount_refused "not a directory" src src/web.xml
+mount_refused "unknown option" -o nonsense=1 src mnt
+for size in 0 1K 1023K -1 64Q M 1MM 99999999999999999999 99999999T; do mount_refused "index=$size" -o "index=$size" src mnt; done
+mount_refused "no such file" -o trust=/nowhere src mnt
+mount_refused "no such file" -o snapshots=/nowhere src mnt
 mkdir src/inside
-refuses inside src src/inside
-refuses "" src "$PWD"
-refuses "" src src
-refuses inside -o "store=$PWD/store" src src/inside
+mount_refused inside src src/inside
+mount_refused "" src "$PWD"
+mount_refused "" src src
+mount_refused inside -o "store=$PWD/store" src src/inside
 mkdir -p store/inside
-refuses inside -o "store=$PWD/store" src store/inside
+mount_refused inside -o "store=$PWD/store" src store/inside
 ln -s src/inside link
-refuses inside src link
+mount_refused inside src link
 rmdir src/inside store/inside
 [ -z "$(find src -name .vmsnapfs)" ] || fail "a refused mount has made a store"
 
@@ -60,7 +48,7 @@ unmount mnt
 say "a store has one daemon"
 mkdir mnt2
 mount_at src mnt -o "store=$PWD/store"
-refuses "" -o "store=$PWD/store" src mnt2
+mount_refused "" -o "store=$PWD/store" src mnt2
 is_mounted "$PWD/mnt2" && fail "two daemons on one store"
 unmount mnt
 

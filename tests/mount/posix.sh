@@ -199,10 +199,7 @@ fusermount3 -uz mnt
 echo "after the unmount" >&7
 python3 -c 'import os; os.pwrite(7, b"synced", 1 << 20); os.fsync(7); assert os.pread(7, 6, 1 << 20) == b"synced"'
 equal 3 "$(od -An -N1 -tu1 <&8 | tr -d ' ')" "a snapshot that is open, after the unmount"
-status=0
-out=$("$VMSNAPFS" "$src" mnt 2>&1) || status=$?
-[ $status != 0 ] || fail "a second daemon on the store"
-contains "$out" "process $was"
+mount_refused "process $was" "$src" mnt
 exec 7<&- 8<&-
 wait_until 60 gone "$was" || fail "the daemon is still there when the last file was closed"
 status=0
