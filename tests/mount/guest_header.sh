@@ -67,7 +67,7 @@ rmdir $g/snapshots/two
 wait_until 60 jobs_done mnt
 ln -sfn snapshots/one $g/current
 is_raw $g/disks/vda.img "gone back to"
-rm -r $g/snapshots/before-restore* 2>/dev/null || rmdir $g/snapshots/before-restore* 2>/dev/null || true
+for kept in "$g"/snapshots/before-restore*; do [ ! -e "$kept" ] || rmdir "$kept"; done
 rmdir $g/snapshots/one
 wait_until 60 jobs_done mnt
 is_raw $g/disks/vda.img "merged"

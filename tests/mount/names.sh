@@ -40,13 +40,14 @@ for i, name in enumerate(names + extra):
     snapshot = open(src + "/good/installed.xml").read()
     open("%s/good/named%d.xml" % (src, i), "w").write(snapshot.replace("<name>installed<", "<name>%s<" % q, 1))
 END
+cp template "$src/good.qcow2"
 for tag in $'tag\e[31m' $'tag\nline' $'tag\xe2\x80\xaex' '../../tag' '-rf' "$x200"; do
-	qemu-img snapshot -c "$tag" "$src/good.qcow2" 2>/dev/null || { cp -n template "$src/good.qcow2" && qemu-img snapshot -c "$tag" "$src/good.qcow2"; } || true
+	qemu-img snapshot -c "$tag" "$src/good.qcow2"
 done
 fingerprint "$src" >before
 
 mount_at "$src" mnt -o "pool=p:$PWD/pool"
-timeout 100 ls -lR mnt >listing || say "ls: $?"
+timeout 100 ls -lR mnt >listing || fail "ls -lR: status $?"
 cat mnt/vms/*/disks/* mnt/vms/*/snapshots/*/domain.xml mnt/vms/*/snapshots/*/snapshot.xml mnt/vms/*/status >/dev/null 2>&1 || true
 
 say "what the mount shows"
