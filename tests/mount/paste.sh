@@ -117,7 +117,7 @@ for ((try = 0; try < 10; try++)); do
 done
 wait_until 120 is_whole box || fail "not copied: $(cat pcmanfm.log; tail -n 3 mnt/events)"
 has_closed() {
-	! find "/proc/$pid/fd" -lname "$clones/*" | grep -q .
+	[ -z "$(find "/proc/$pid/fd" -lname "$clones/*")" ]
 }
 wait_until 30 has_closed || fail "a file is still open"
 name_is box

@@ -8,7 +8,7 @@ need_root
 
 say "installed"
 sed "s,@BINDIR@,$PWD/inst/bin,; s,^EnvironmentFile=.*,EnvironmentFile=$PWD/web.conf," "$TOP/scripts/vmsnapfs@.service" >vmsnapfs@.service
-make -s -n -C "$TOP" BUILD="$BUILD" PREFIX=/usr install | grep -q 'vmsnapfs@.service' || fail "make install doesn't install it"
+contains "$(make -s -n -C "$TOP" BUILD="$BUILD" PREFIX=/usr install)" 'vmsnapfs@.service' "make install"
 mkdir -p inst/bin
 cp "$VMSNAPFS" inst/bin/vmsnapfs
 systemd-analyze verify --man=no "$PWD/vmsnapfs@.service" >out 2>&1 || fail "systemd-analyze verify: $(cat out)"
@@ -23,34 +23,22 @@ grep -qx PrivateMounts=no vmsnapfs@.service || fail "PrivateMounts"
 
 say "which system calls it refuses"
 declare -A allowed=()
-add() { # NAME or @GROUP
+calls_of() { # NAME or @GROUP: the system calls that it stands for
 	local line
 	case $1 in
 	@*)
 		while read -r line; do
-			case $line in '#'* | '') ;; *) add "$line" ;; esac
+			case $line in '#'* | '') ;; *) calls_of "$line" ;; esac
 		done < <(systemd-analyze syscall-filter "$1" --no-pager | tail -n +2)
 		;;
-	*) allowed[$1]=yes ;;
+	*) echo "$1" ;;
 	esac
 }
-drop() {
-	local line
-	case $1 in
-	@*)
-		while read -r line; do
-			case $line in '#'* | '') ;; *) drop "$line" ;; esac
-		done < <(systemd-analyze syscall-filter "$1" --no-pager | tail -n +2)
-		;;
-	*) unset "allowed[$1]" ;;
-	esac
-}
-add @default
 while read -r words; do
-	for word in ${words#\~}; do
-		case $words in '~'*) drop "$word" ;; *) add "$word" ;; esac
-	done
-done < <(sed -n 's/^SystemCallFilter=//p' vmsnapfs@.service)
+	for word in ${words#\~}; do for call in $(calls_of "$word"); do
+		case $words in '~'*) unset "allowed[$call]" ;; *) allowed[$call]=yes ;; esac
+	done; done
+done < <(echo @default && sed -n 's/^SystemCallFilter=//p' vmsnapfs@.service)
 [ "${#allowed[@]}" -gt 100 ] || fail "only ${#allowed[@]} system calls: systemd-analyze has changed its output"
 for refused in ptrace bpf init_module setuid keyctl reboot open_tree io_uring_setup; do
 	[ -z "${allowed[$refused]:-}" ] || fail "$refused isn't refused"

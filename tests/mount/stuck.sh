@@ -29,7 +29,7 @@ stop_far() { # it isn't at once that each of its threads stands still
 	wait_until 30 stands_still || fail "the disk's daemon goes on"
 }
 stands_still() {
-	! sed 's/.*) \(.\).*/\1/' "/proc/$far/task"/*/stat | grep -qv T
+	[ "$(sed 's/.*) \(.\).*/\1/' "/proc/$far/task"/*/stat | sort -u)" = T ]
 }
 
 say "each of them can be killed, however many"

@@ -69,7 +69,7 @@ for i in "${!snapshots[@]}"; do
 		next=$(xpath "$i.xml" "/domainsnapshot/disks/disk[@name='$disk']/source/@file")
 		case $i-$disk in
 		2-vdb | 1-vda) [ -z "$next" ] || fail "${snapshots[i]}: nothing goes on from it, but $next" ;;
-		*) qemu-img info -U --backing-chain "$next" | grep -qF "image: $layer" || fail "$next has no $layer below" ;;
+		*) contains "$(qemu-img info -U --backing-chain "$next")" "image: $layer" "what lies below $next" ;;
 		esac
 	done
 done
