@@ -502,6 +502,21 @@ make_vm() { # DIR NAME WANT
 	oracle "$vdb.installed" qcow2 "$want/now-vdb.img"
 }
 
+# A chain base <- box <- now below DIR, of which the base is compressed, so that jobs take their time; MIB is a multiple of 6, at least 48.
+# What box holds is in WANT/box.img.
+make_box() { # DIR MIB WANT
+	local dir=$1 mib=$2 want=$3
+	mkdir -p "$dir" "$want"
+	head -c $((mib / 2))M /dev/urandom | base64 -w 0 >"$want/text"
+	qemu-img convert -f raw -O qcow2 -c "$want/text" "$dir/base.qcow2"
+	rm "$want/text"
+	img resize -f qcow2 "$dir/base.qcow2" "${mib}M"
+	img create -f qcow2 -b base.qcow2 -F qcow2 "$dir/box.qcow2"
+	io "$dir/box.qcow2" qcow2 "write -P 1 1M 3M" "write -P 2 $((mib * 5 / 6))M 4M" "write -z 8M 2M"
+	oracle "$dir/box.qcow2" qcow2 "$want/box.img"
+	img create -f qcow2 -b box.qcow2 -F qcow2 "$dir/now.qcow2"
+}
+
 # A UUID that depends on the name alone.
 uuid_of() {
 	local h

@@ -33,11 +33,6 @@ round() {
 	wait_until 120 jobs_done mnt || fail "jobs don't end"
 }
 
-round
-start_usage
-for ((r = 0; r < rounds; r++)); do
-	round
-	usage_is_back
-done
+leaks_nothing $rounds round
 unmount mnt
 for layer in src/.vmsnapfs/layers/*.qcow2; do check_image "$layer"; done

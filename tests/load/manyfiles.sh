@@ -43,12 +43,7 @@ print(f"{len(fds)} open, {refused} refused")
 END
 
 [ "$(ulimit -Hn)" -gt $((files + 100)) ] || files=$(($(ulimit -Hn) - 200))
-python3 opener.py "$files" all
-start_usage
-for ((i = 0; i < rounds; i++)); do
-	python3 opener.py "$files" all
-	usage_is_back
-done
+leaks_nothing $rounds python3 opener.py "$files" all
 unmount mnt
 
 say "a daemon with few descriptors"

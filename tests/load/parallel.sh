@@ -22,12 +22,7 @@ round() {
 	wait_until 120 jobs_done mnt || fail "jobs don't end: $(cat mnt/jobs/*)"
 }
 
-round
-start_usage
-for ((i = 0; i < rounds; i++)); do
-	round
-	usage_is_back
-done
+leaks_nothing $rounds round
 # shellcheck disable=SC2046
 lists $clones $(printf 'c-stays-%s ' {1..50}) c-stays-vm
 same $clones/c-stays-1/disks/vda.img want/patched-vda.img

@@ -12,16 +12,7 @@ kills=${NR_RUNS:-${kills:-25}}
 src=$PWD/src
 store=$src/.vmsnapfs
 writer=$BUILD/tools/crashwriter
-mkdir "$src" want
-# Compressed, so that a job takes its time; with an overlay and an internal snapshot above it.
-head -c 144M /dev/urandom | base64 -w 0 | head -c 192M >text
-qemu-img convert -f raw -O qcow2 -c text "$src/base.qcow2"
-img resize -f qcow2 "$src/base.qcow2" 256M
-img create -f qcow2 -b base.qcow2 -F qcow2 "$src/box.qcow2"
-io "$src/box.qcow2" qcow2 "write -P 1 1M 3M" "write -P 2 210M 4M" "write -z 8M 2M"
-oracle "$src/box.qcow2" qcow2 want/box.img
-img create -f qcow2 -b box.qcow2 -F qcow2 "$src/now.qcow2"
-rm text
+make_box "$src" 288 want
 fingerprint src >before
 clones=mnt/clones
 layer_of() { # VM: the file of its vda

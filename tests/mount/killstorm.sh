@@ -10,15 +10,7 @@ kills=${NIGHTLY:+500}
 kills=${NR_RUNS:-${kills:-50}}
 src=$PWD/src
 make_vm "$src" web want
-# Compressed, so that a job takes its time.
-head -c 24M /dev/urandom | base64 -w 0 | head -c 32M >text
-qemu-img convert -f raw -O qcow2 -c text "$src/base.qcow2"
-img resize -f qcow2 "$src/base.qcow2" 48M
-img create -f qcow2 -b base.qcow2 -F qcow2 "$src/box.qcow2"
-io "$src/box.qcow2" qcow2 "write -P 1 1M 3M" "write -P 2 40M 4M" "write -z 8M 2M"
-oracle "$src/box.qcow2" qcow2 want/box.img
-img create -f qcow2 -b box.qcow2 -F qcow2 "$src/now.qcow2"
-rm text
+make_box "$src" 48 want
 fingerprint "$src" >before
 mkdir mnt
 "$TESTS/tools/killstorm" "$VMSNAPFS" "$BUILD/tools/crashwriter" "$src" "$PWD/mnt" "$PWD/want" "$SEED" "$kills" >story || {

@@ -32,6 +32,18 @@ is_back() {
 		{ [ -n "$SAN" ] || { [ "$maps" -le $((maps_then + MAPS_MORE)) ] && [ "$kib" -le $((kib_then + KIB_MORE)) ]; }; }
 }
 
+# COMMAND again and again, after once to warm up: the daemon doesn't hold more and more.
+leaks_nothing() { # ROUNDS COMMAND...
+	local i rounds=$1
+	shift
+	"$@"
+	start_usage
+	for ((i = 0; i < rounds; i++)); do
+		"$@"
+		usage_is_back
+	done
+}
+
 # Within a minute the daemon holds about what it held at start_usage.
 usage_is_back() {
 	local fds=0 threads=0 maps=0 kib=0
