@@ -67,8 +67,6 @@ static void write_all(enum action_kind kind, const char *text, size_t len, size_
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	static bool ready;
-	if (!ready)
-		xml_init();
 	if (!size)
 		return 0;
 	unsigned first = *data;

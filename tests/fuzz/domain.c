@@ -111,12 +111,8 @@ static void change_disk(const struct words *w, const struct domain *domain, cons
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	static bool ready;
 	struct domain domain;
 	struct reason why = {""};
-	if (!ready)
-		xml_init();
-	ready = true;
 	struct words w = words_of(data, size);
 	fuzz_begin(WORDS_MEMORY_MAX, 0, 0);
 	int err = domain_parse_text(w.text, w.len, &domain, &why);

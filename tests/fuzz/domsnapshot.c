@@ -94,12 +94,8 @@ static void take_domain(const struct words *w, const struct domsnapshot *s)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	static bool ready;
 	struct domsnapshot s;
 	struct reason why = {""};
-	if (!ready)
-		xml_init();
-	ready = true;
 	struct words w = words_of(data, size);
 	fuzz_begin(WORDS_MEMORY_MAX, 0, 0);
 	int err = domsnapshot_parse_text(w.text, w.len, &s, &why);

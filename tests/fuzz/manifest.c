@@ -52,7 +52,6 @@ static void open_store(void)
 	struct pool_config pools[] = {{"p", pool}};
 	struct store_config config = {.source_dir = source, .pools = pools, .nr_pools = 1, .log = {event, NULL}};
 	struct reason why = {""};
-	xml_init();
 	if (store_open(&config, &store, &why) != 0)
 		fuzz_fail("the store: %s", why.text);
 	FUZZ_CHECK(mkdirat(fuzz_dirfd(), VM_DIR, 0700) == 0);

@@ -15,19 +15,12 @@
 #include "base/mem.h"
 #include "block/image_priv.h"
 #include "block/qcow2_format.h"
+#include "check.h"
 
 #define NR_CLUSTERS 60u
 #define NR_THREADS  5u
 #define SLOT	    (1u << 18) /* in the file, for each */
 #define CACHE_BYTES (400u << 10)
-
-#define CHECK(cond) \
-	do { \
-		if (!(cond)) { \
-			printf("%s:%d: %s\n", __FILE__, __LINE__, #cond); \
-			exit(1); \
-		} \
-	} while (0)
 
 static struct image_cache *images;
 static struct cluster_cache *cache;

@@ -13,6 +13,7 @@
 #include "base/file.h"
 #include "block/image_priv.h"
 #include "block/qcow2_format.h"
+#include "check.h"
 
 #define NR_LAYERS_MAX 12u
 #define NR_THREADS    4u
@@ -20,14 +21,6 @@
 
 static char dir[200];
 static struct trust *trust;
-
-#define CHECK(cond)                                                                                                    \
-	do {                                                                                                           \
-		if (!(cond)) {                                                                                         \
-			printf("%s:%d: %s\n", __FILE__, __LINE__, #cond);                                              \
-			exit(1);                                                                                       \
-		}                                                                                                      \
-	} while (0)
 
 static uint64_t pick(uint64_t below)
 {

@@ -11,16 +11,9 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "check.h"
 #include "meta/xml.h"
 #include "store/store.h"
-
-#define CHECK(what)                                                                                                    \
-	do {                                                                                                           \
-		if (!(what)) {                                                                                         \
-			printf("%s:%d: not so: %s\n", __FILE__, __LINE__, #what);                                      \
-			exit(1);                                                                                       \
-		}                                                                                                      \
-	} while (0)
 
 #define CHECK_ERR(got, want)                                                                                           \
 	do {                                                                                                           \

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "meta/xml.h"
+
 #define VALUE_MAX 200u
 #define NODES_MAX 2000u
 #define WORDS_MAX 400u
@@ -37,6 +39,7 @@ static void load_words(const char *path)
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
+	xml_init();
 	for (int i = 1; i < *argc; i++)
 		if (strncmp((*argv)[i], "-dict=", 6) == 0)
 			load_words((*argv)[i] + 6);
