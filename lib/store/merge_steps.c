@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -217,53 +218,62 @@ static int open_below_run(struct merge *m, struct view **ret, char **ret_name, e
 	return err;
 }
 
+/* What is to lie beneath the head. AGAIN: it may be there already (merge_may_be_rebased()), BENEATH, and reads the same; the name is written once more to be
+ * stable. */
+struct lower {
+	struct view *view;
+	char *name;
+	enum image_format format;
+	bool again;
+	struct view *beneath;
+};
+
 /* Who opens a chain by name sees the layers of the run below the head, or none of them. */
-static int rebase_locked(struct merge *m, struct head *head, struct view *view, const char *name, enum image_format format)
+static int rebase_locked(struct merge *m, struct head *head, const struct lower *to)
 {
 	if (!m->whole && !layers_run_is_current(m->store, &m->run))
 		return MERGE_AGAIN;
-	int err = head_rebase(head, view, name, format);
+	int err = to->again ? head_exchange_base(head, to->beneath, to->view, to->name, to->format) : head_rebase(head, to->view, to->name, to->format);
 	if (err)
 		return err == -ESTALE ? MERGE_AGAIN : err;
 	layers_close_run(m->store, &m->run, m->into);
 	if (m->dest)
 		image_cache_forget(m->store->images, m->dest_st.st_dev, m->dest_st.st_ino);
 	return 0;
+}
+
+static int rebase(struct merge *m, struct head *head, struct open_head *oh, bool again, struct reason *why)
+{
+	struct lower to = {.format = IMAGE_PROBE, .again = again, .beneath = head_below(head)};
+	int err = m->whole ? 0 : open_below_run(m, &to.view, &to.name, &to.format, why);
+	/* Nothing is pulled from it all the same: what lies there now isn't the run. */
+	if (!err && again && !view_equal(to.view, to.beneath))
+		err = reason_set(why, -EBUSY, "%s lies over something else than what is to be merged", m->run.names[m->into]);
+	if (!err && oh && to.view)
+		err = head_relock(oh, to.view, why);
+	if (!err) {
+		pthread_rwlock_wrlock(&m->store->layout);
+		err = rebase_locked(m, head, &to);
+		pthread_rwlock_unlock(&m->store->layout);
+	}
+	if (!err && oh && !to.view)
+		head_relock(oh, NULL, NULL);
+	if (!err && oh) /* what lies beneath it now doesn't read as that does */
+		frozen_put(take_ptr(oh->origin));
+	view_put(to.beneath);
+	view_put(to.view);
+	free(to.name);
+	return err;
 }
 
 int merge_rebase(struct merge *m, struct head *head, struct open_head *oh, struct reason *why)
 {
-	struct view *view = NULL;
-	auto_free char *name = NULL;
-	enum image_format format = IMAGE_PROBE;
-	int err = m->whole ? 0 : open_below_run(m, &view, &name, &format, why);
-	if (!err && oh && view)
-		err = head_relock(oh, view, why);
-	if (!err) {
-		pthread_rwlock_wrlock(&m->store->layout);
-		err = rebase_locked(m, head, view, name, format);
-		pthread_rwlock_unlock(&m->store->layout);
-	}
-	if (!err && oh && !view)
-		head_relock(oh, NULL, NULL);
-	if (!err && oh) /* what lies beneath it now doesn't read as that does */
-		frozen_put(take_ptr(oh->origin));
-	view_put(view);
-	return err;
+	return rebase(m, head, oh, false, why);
 }
 
-/* Nothing is read otherwise before or after: the name is written once more to be stable. */
-static int rebase_again_locked(struct merge *m, struct head *head, const struct view *below, struct view *view, const char *name, enum image_format format)
+int merge_rebase_again(struct merge *m, struct head *head, struct open_head *oh, struct reason *why)
 {
-	if (!m->whole && !layers_run_is_current(m->store, &m->run))
-		return MERGE_AGAIN;
-	int err = head_exchange_base(head, below, view, name, format);
-	if (err)
-		return err == -ESTALE ? MERGE_AGAIN : err;
-	layers_close_run(m->store, &m->run, m->into);
-	if (m->dest)
-		image_cache_forget(m->store->images, m->dest_st.st_dev, m->dest_st.st_ino);
-	return 0;
+	return rebase(m, head, oh, true, why);
 }
 
 bool merge_may_be_rebased(struct merge *m, struct head *head)
@@ -272,27 +282,6 @@ bool merge_may_be_rebased(struct merge *m, struct head *head)
 	bool may_be = may_be_rebased(m, below);
 	view_put(below);
 	return may_be;
-}
-
-int merge_rebase_again(struct merge *m, struct head *head, struct open_head *oh, struct reason *why)
-{
-	struct view *view = NULL, *below = head_below(head);
-	auto_free char *name = NULL;
-	enum image_format format = IMAGE_PROBE;
-	int err = m->whole ? 0 : open_below_run(m, &view, &name, &format, why);
-	/* Nothing is pulled from it all the same: what lies there now isn't the run. */
-	if (!err && !view_equal(view, below))
-		err = reason_set(why, -EBUSY, "%s lies over something else than what is to be merged", m->run.names[m->into]);
-	if (!err && oh && view)
-		err = head_relock(oh, view, why);
-	if (!err) {
-		pthread_rwlock_wrlock(&m->store->layout);
-		err = rebase_again_locked(m, head, below, view, name, format);
-		pthread_rwlock_unlock(&m->store->layout);
-	}
-	view_put(below);
-	view_put(view);
-	return err;
 }
 
 /* --- space ------------------------------------------------------------------------------------------------------------- */
