@@ -114,7 +114,8 @@ static int replace(struct store *store, int fd, int dirfd, const char *name, con
 		unsure = true;
 		exchange(store, dirfd, name); /* the next start shows what the VM is, unless the power fails; neither file is written into until then */
 	}
-	if (ret_unsure)
+	/* What was unsure before stays so, unless this has settled it. */
+	if (ret_unsure && (unsure || !err))
 		*ret_unsure = unsure;
 	if (unsure)
 		store->spare_is_unsure = true;
