@@ -425,21 +425,22 @@ bool image_is_written_by_us(const struct image *image)
 	return is_written;
 }
 
-/* NR_FORGOTTEN: before the file was looked at. What was read of it since a call to forget may be what was to be forgotten. */
-static void insert(struct image_cache *cache, struct image *image, uint64_t nr_forgotten)
+/* NR_FORGOTTEN: before the file was looked at. What was read of it since a call to forget may be what was to be forgotten: then it is nobody else's, and false. */
+static bool insert(struct image_cache *cache, struct image *image, uint64_t nr_forgotten)
 {
 	pthread_mutex_lock(&cache->lock);
 	image->nr_users = 1;
 	if (*find_expected_locked(cache, image->st.st_dev, image->st.st_ino))
 		atomic_store(&image->changing, true);
-	if (cache->nr_forgotten != nr_forgotten) {
-		image->stale = true;
-	} else {
+	bool current = cache->nr_forgotten == nr_forgotten;
+	if (current) {
 		struct image **bucket = bucket_of(cache, &image->st);
 		image->next = *bucket;
 		*bucket = image;
 	}
+	image->stale = !current;
 	pthread_mutex_unlock(&cache->lock);
+	return current;
 }
 
 static uint64_t nr_forgotten_now(struct image_cache *cache)
@@ -520,8 +521,8 @@ static int image_new(struct image_cache *cache, int fd, char *path, enum image_f
 	return 0;
 }
 
-int image_open(struct image_cache *cache, const char *base_dir, const char *name, enum image_format format,
-	       struct image **ret, struct reason *why)
+static int open_once(struct image_cache *cache, const char *base_dir, const char *name, enum image_format format,
+		     struct image **ret, bool *ret_current, struct reason *why)
 {
 	auto_free char *path = NULL;
 	uint64_t nr_forgotten = nr_forgotten_now(cache);
@@ -532,6 +533,7 @@ int image_open(struct image_cache *cache, const char *base_dir, const char *name
 	if (fstat(fd, &st) < 0)
 		return reason_set(why, -errno, "%s: %s", path, strerror(errno));
 	struct image *image = image_lookup(cache, &st, format);
+	*ret_current = true;
 	if (!image) {
 		int err = image_new(cache, fd, path, format, &image);
 		if (err)
@@ -545,10 +547,26 @@ int image_open(struct image_cache *cache, const char *base_dir, const char *name
 			image_free(image);
 			return err;
 		}
-		insert(cache, image, nr_forgotten);
+		*ret_current = insert(cache, image, nr_forgotten);
 	}
 	*ret = image;
 	return 0;
+}
+
+int image_open(struct image_cache *cache, const char *base_dir, const char *name, enum image_format format,
+	       struct image **ret, struct reason *why)
+{
+	struct image *image = NULL;
+	bool current = true;
+	int err = open_once(cache, base_dir, name, format, &image, &current, why);
+	/* What we have written to it meanwhile would be taken for another program's by who has it as it was before. */
+	for (unsigned i = 0; i < NR_AGAIN && !err && !current; i++) {
+		image_put(image);
+		err = open_once(cache, base_dir, name, format, &image, &current, why);
+	}
+	if (!err)
+		*ret = image;
+	return err;
 }
 
 struct image *image_ref(struct image *image)
