@@ -271,9 +271,30 @@ int merge_rebase(struct merge *m, struct head *head, struct open_head *oh, struc
 	return rebase(m, head, oh, false, why);
 }
 
+/* The run may have become longer since that attempt: only what it was then is done. Whether it has. */
+static bool shorten_run(struct merge *m, struct head *head)
+{
+	char name[LAYER_NAME_MAX];
+	struct view *below = head_below(head);
+	bool is_layer = below && layer_of_path(m->store, image_path(view_layer(below, 0)), name);
+	size_t i = m->into + 2;
+	while (is_layer && i < m->run.nr && strcmp(m->run.names[i], name) != 0)
+		i++;
+	view_put(below);
+	if (!is_layer || i >= m->run.nr)
+		return false;
+	memcpy(m->run.below, name, LAYER_NAME_MAX);
+	m->run.nr = i;
+	return true;
+}
+
 int merge_rebase_again(struct merge *m, struct head *head, struct open_head *oh, struct reason *why)
 {
-	return rebase(m, head, oh, true, why);
+	const struct layer_run run = m->run;
+	bool is_shorter = shorten_run(m, head);
+	int err = rebase(m, head, oh, true, why);
+	m->run = run;
+	return !err && is_shorter ? MERGE_AGAIN : err;
 }
 
 bool merge_may_be_rebased(struct merge *m, struct head *head)

@@ -49,7 +49,7 @@ int merge_pull(struct merge *m, struct reason *why);
 int merge_rebase(struct merge *m, struct head *head, struct open_head *oh, struct reason *why);
 /* Whether HEAD may lie over what is below the run already: an attempt before this one wrote that, and failed to hear so. */
 bool merge_may_be_rebased(struct merge *m, struct head *head);
-/* merge_rebase() for such a head. -EBUSY: it lies over something else. */
+/* merge_rebase() for such a head. -EBUSY: it lies over something else. MERGE_AGAIN, too, where the run has become longer since that attempt, for the rest. */
 int merge_rebase_again(struct merge *m, struct head *head, struct open_head *oh, struct reason *why);
 
 /* Writes what names[FIRST] and the NR_LAYERS - 1 below it have into the destination. */
