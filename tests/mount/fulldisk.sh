@@ -4,7 +4,7 @@
 # shellcheck source=tests/lib.sh
 . "$(dirname "$0")/../lib.sh"
 need_root
-need qemu-img qemu-io python3 mkfs.ext4 mkfs.xfs
+need qemu-img qemu-io python3 xmllint mkfs.ext4 mkfs.xfs
 
 echo "seed $SEED"
 rng_seed "$SEED"
