@@ -241,7 +241,8 @@ static int check_cuts(const struct scenario *s)
 {
 	char suffix[30] = ".cut0", numbers[40];
 	int status = 0;
-	for (unsigned i = 0; !status && access(place(s, suffix), F_OK) == 0; snprintf(suffix, sizeof suffix, ".cut%u", ++i)) {
+	unsigned i = 0;
+	for (; !status && access(place(s, suffix), F_OK) == 0; snprintf(suffix, sizeof suffix, ".cut%u", ++i)) {
 		remove_tree(place(s, ""));
 		snprintf(numbers, sizeof numbers, "%s.numbers", suffix);
 		if (rename(place(s, suffix), place(s, "")) < 0 || rename(place(s, numbers), place(s, ".cut.numbers")) < 0)
@@ -249,7 +250,9 @@ static int check_cuts(const struct scenario *s)
 		status = check(s, true);
 		cell_dice += 7; /* another way of checking */
 	}
-	return status;
+	if (!i)
+		printf("%s: the cut has left nothing to look at\n", s->name);
+	return i ? status : 2;
 }
 
 static const char *try_cell(const struct scenario *s, const struct cell_kind *kind, uint64_t nth, unsigned dice)
@@ -477,6 +480,8 @@ static int run_named(int argc, char **argv)
 				do_cell(&cells[c], argv[0]);
 			}
 		printf("%u cells, left in %s\n", nr_done, base);
+		if (argc > 2 && !nr_done)
+			return 2; /* there is no such cell */
 		return nr_failures != 0;
 	}
 	printf("there is no scenario %s\n", argv[1]);
