@@ -189,10 +189,14 @@ static bool can_wait(const struct head *head, int err)
 	return (err == -ENOSPC || err == -EDQUOT) && !head->failed && head->space.nr_refblocks <= room;
 }
 
-/* Left dirty by a crash: the walk has found what is in use, so the refcounts can be put right. */
+/* Left dirty by a crash, or by a sync that failed: the walk has found what is in use, so the refcounts can be put right. */
 static int repair(struct head *head, struct reason *why)
 {
-	int err = write_refcounts(head);
+	if (!atomic_load(&head->is_dirty))
+		return 0;
+	int err = repair_tables(head);
+	if (!err)
+		err = write_refcounts(head);
 	if (err && can_wait(head, err))
 		return 0;
 	return err ? reason_set(why, err, "%s: repairing it after a crash: %s", head->path, strerror(-err)) : 0;

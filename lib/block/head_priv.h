@@ -44,6 +44,10 @@
  *  B4  the first sector names it   B5  barrier   B6  the view that it stands for takes its place, with all writers stopped
  * From the first pull on nothing is shared, and where a pull has passed a subcluster is U only if the pulled layers have nothing there, or
  * zeros over zeros.
+ * The steps of a repair, of a file whose dirty bit says at the opening that nobody closed it
+ *  R1  what tables and header hold is written again, as it was read: what a sync has failed to write is in the page cache as if it were on the
+ *      disk, and no later sync writes it. In any order: of what is read, nothing names what isn't stable (I1, I2)
+ *  R2  all refcounts are written, as in C2 to C5
  * The steps of a close
  *  C1  flush   C2  refcounts written, the refcount table moved in the same way if it has become too short
  *  C3  barrier   C4  dirty bit cleared   C5  barrier
@@ -279,6 +283,11 @@ int tables_barrier(struct head *head);
 
 /* G1 to G5: an L1 table with room for NR_NEEDED entries. The gate is held exclusively. -EFBIG: more than the format allows. */
 int tables_grow_l1(struct head *head, uint64_t nr_needed);
+
+/* --- head_repair.c --------------------------------------------------------------------------------------------------- */
+
+/* R1, before anything is changed. */
+int repair_tables(const struct head *head);
 
 /* --- head_span.c ----------------------------------------------------------------------------------------------------- */
 

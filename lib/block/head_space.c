@@ -163,6 +163,7 @@ int space_scan(struct space *space, int fd, const struct qcow2_header *header, c
 	/* A clean file's refcounts are exact, a dirty one's are all written anew. */
 	if (clean)
 		memset(space->stale_blocks, 0, space->stale_cap * sizeof *space->stale_blocks);
+	space->reftable_stale = !clean;
 	reserve(space);
 	return err;
 }

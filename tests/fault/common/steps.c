@@ -26,6 +26,8 @@ const struct step_name step_names[] = {
 	{"write_block", "refcounts"},
 	{"switch_reftable", "refcount table move"},
 	{"space_write", "refcount table"},
+	{"repair_tables", "tables again"},
+	{"head_repair.c:write_again", "tables again"},
 	{"repair", "repair/"},
 	{"head.c:write_refcounts", "close"},
 	{"head_close", "close"},
