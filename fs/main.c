@@ -143,7 +143,7 @@ static void disconnect(struct fs *fs, struct fuse_session *session)
 	if (err == -ESRCH)
 		return;
 	if (err && !gone)
-		events_add(fs->events, NULL, "%s can't be unmounted: %s", fs->mount_dir, strerror(-err));
+		events_add(fs->events, NULL, "%s can't be unmounted (%s): do it by umount or fusermount3 -u, or mount again over it", fs->mount_dir, strerror(-err));
 	if (pipe2(ends, O_CLOEXEC) < 0)
 		return;
 	close(ends[0]);

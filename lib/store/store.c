@@ -203,7 +203,7 @@ static int open_store_dir(struct store *store, bool read_only, struct reason *wh
 	}
 	close_dirs(store);
 	if (!means_read_only(err))
-		return err == -EBUSY ? err : reason_set(why, err, "store %s: %s", store->store_dir, strerror(-err));
+		return err == -EBUSY ? err : reason_set(why, err, "the store %s can't be used; name another one with -o store=DIR", store->store_dir);
 	if (*unsafe.text)
 		store_event(store, NULL, "the mount is read-only: %s; or name a store with -o store=DIR", unsafe.text);
 	else
