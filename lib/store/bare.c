@@ -140,7 +140,7 @@ static int add_leaf(struct fact_scan *scan, size_t top, struct bare_result *resu
 		*old = (struct found_vm){0};
 	} else {
 		err = bare_read(scan, &chain, made);
-		made->hash = hash;
+		made->hash = chain_hash(scan, &chain); /* without those that it couldn't open */
 		if (err)
 			found_vm_done(made);
 	}

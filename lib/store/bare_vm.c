@@ -99,12 +99,13 @@ static int add_internal(struct vm *vm, struct intern *taken, const struct image_
 	return text_set(&snapshot->state, row->vm_state_size ? "running" : "shutoff");
 }
 
-static int add_internals(struct store *store, struct vm *vm, struct intern *taken, const struct image_fact *fact)
+static int add_internals(struct fact_scan *scan, struct vm *vm, struct intern *taken, struct image_fact *fact)
 {
 	struct image *image = NULL;
-	int err = image_open(store->images, NULL, fact->named, fact->format, &image, NULL);
+	int err = image_open(scan->store->images, NULL, fact->named, fact->format, &image, NULL);
+	fact_note_unread(scan, fact, err);
 	if (err)
-		return err == -ENOMEM ? err : 0; /* is a fact already */
+		return err == -ENOMEM ? err : 0; /* is mostly a fact already */
 	uint32_t nr = image_nr_snapshots(image);
 	const struct image_snapshot **rows = mem_new_array(nr, sizeof *rows);
 	if (!rows)
@@ -138,8 +139,8 @@ static int add_snapshots(struct fact_scan *scan, const struct chain *chain, stru
 	struct intern taken = {0};
 	int err = 0;
 	for (size_t i = chain->nr_facts; !err && i-- > 0;) {
-		const struct image_fact *fact = &scan->now.facts[chain->facts[i]];
-		err = add_internals(scan->store, vm, &taken, fact);
+		struct image_fact *fact = &scan->now.facts[chain->facts[i]];
+		err = add_internals(scan, vm, &taken, fact);
 		if (!err && i > 0)
 			err = add_file_snapshot(vm, &taken, fact);
 	}

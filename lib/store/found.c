@@ -16,6 +16,7 @@
 #define PAUSE_NS 20000000 /* between two looks in the background */
 #define REFRESH_MS    1000
 #define PATIENCE_MS   3000 /* for a look at SOURCE: a disk may not answer */
+#define RETRY_MS      5000 /* what couldn't be read is tried again */
 #define REFRESH_SHARE 10   /* a look that takes T is repeated after 10 T at the earliest */
 #define MANY_VMS      100
 #define MANY_IMAGES   2000
@@ -29,6 +30,7 @@ struct found {
 	size_t nr_vms;
 	struct image_facts *facts;
 	uint64_t nr_looks;
+	int64_t retry_ms; /* of the monotonic clock: the next look reads what couldn't be read; 0: there is nothing */
 	bool needs_snapshot_refs; /* there are images that perhaps only snapshots name */
 
 	atomic_int_fast64_t next_ms; /* of the monotonic clock: no look before */
@@ -440,12 +442,15 @@ static void refresh_locked(struct store *store)
 {
 	struct found *found = store->found;
 	struct look look = {.store = store, .found = found};
+	bool again = found->retry_ms && now_ms() >= found->retry_ms;
 	int err = source_walk(store, &found->source, &look.source);
 	if (err)
 		return;
-	bool same = source_equal(&look.source, &found->source) && !atomic_load(&found->incomplete) && !snapshots_changed(store);
-	if (!same)
+	bool same = !again && source_equal(&look.source, &found->source) && !atomic_load(&found->incomplete) && !snapshots_changed(store);
+	if (!same) {
 		err = look_again(&look);
+		found->retry_ms = found->facts->any_unread ? now_ms() + RETRY_MS : 0;
+	}
 	source_done(&found->source);
 	if (err)
 		source_done(&look.source); /* the next look finds it all changed */

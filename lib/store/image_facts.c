@@ -98,12 +98,26 @@ static int fact_read(struct store *store, struct image_fact *fact)
 	return err;
 }
 
+/* Of the disk or of us, perhaps only now. */
+static bool may_pass(int err)
+{
+	return err == -EIO || err == -ESTALE || err == -ETIMEDOUT || err == -EMFILE || err == -ENFILE;
+}
+
+void fact_note_unread(struct fact_scan *scan, struct image_fact *fact, int err)
+{
+	if (!may_pass(err))
+		return;
+	fact->stamp = 0;
+	scan->any_unread = true;
+}
+
 /* Moves what the last look found into FACT, if that is still true. */
 static bool take_known(struct fact_scan *scan, const char *key, struct image_fact *fact)
 {
 	uint32_t id = intern_lookup(&scan->known->keys, key);
 	struct image_fact *old = id ? &scan->known->facts[id - 1] : NULL;
-	if (!old || !old->path || old->stamp != fact->stamp || strcmp(old->named, fact->named) != 0)
+	if (!old || !old->path || old->stamp != fact->stamp || may_pass(old->err) || strcmp(old->named, fact->named) != 0)
 		return false;
 	fact_done(fact);
 	*fact = *old;
@@ -132,6 +146,7 @@ ssize_t fact_get(struct fact_scan *scan, const char *path, const char *named, en
 		err = text_set(&fact->named, named);
 	if (!err && !take_known(scan, key, fact))
 		err = fact_read(scan->store, fact);
+	fact_note_unread(scan, fact, fact->err);
 	if (!err && !intern_add(&scan->now.keys, key))
 		err = -ENOMEM;
 	if (err) {
@@ -173,4 +188,5 @@ void fact_scan_done(struct fact_scan *scan, struct image_facts *facts)
 {
 	fact_table_done(&facts->known);
 	facts->known = scan->now;
+	facts->any_unread = scan->any_unread;
 }

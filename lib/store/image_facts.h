@@ -35,6 +35,7 @@ struct fact_table {
 
 struct image_facts {
 	struct fact_table known; /* of the last look */
+	bool any_unread;	 /* in that, see fact_note_unread() */
 };
 
 int image_facts_new(struct image_facts **ret);
@@ -45,6 +46,7 @@ struct fact_scan {
 	struct store *store;
 	struct fact_table *known; /* of the last look: what is still true is moved out of it */
 	struct fact_table now;
+	bool any_unread;
 };
 
 /* Ends the look: what it has found is what is known. */
@@ -53,6 +55,9 @@ void fact_scan_done(struct fact_scan *scan, struct image_facts *facts);
 /* The number of the fact about PATH (NAMED) read as FORMAT, taken over from the last look or read; negative errno, -ECANCELED
  * when the store is being closed. */
 ssize_t fact_get(struct fact_scan *scan, const char *path, const char *named, enum image_format format);
+
+/* FACT's file couldn't be read: ERR. If that says nothing of the file it isn't true any more at the next look. */
+void fact_note_unread(struct fact_scan *scan, struct image_fact *fact, int err);
 
 /* The fact about what lies beneath fact I; negative: nothing that can be followed. */
 ssize_t fact_below(struct fact_scan *scan, size_t i);
