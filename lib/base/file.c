@@ -99,6 +99,18 @@ bool file_is_temporary(const char *name)
 	return *name == '.' && len > 5 && strcmp(name + len - 4, ".tmp") == 0;
 }
 
+int file_rename(int dirfd, const char *from, const char *to)
+{
+	struct stat st, now;
+	if (fstatat(dirfd, from, &st, AT_SYMLINK_NOFOLLOW) < 0)
+		return -errno;
+	if (renameat(dirfd, from, dirfd, to) == 0)
+		return 0;
+	int err = -errno;
+	bool done = fstatat(dirfd, to, &now, AT_SYMLINK_NOFOLLOW) == 0 && now.st_dev == st.st_dev && now.st_ino == st.st_ino;
+	return done ? 0 : err;
+}
+
 int file_replace(int dirfd, const char *name, const void *data, size_t len, mode_t mode, bool *ret_unsure)
 {
 	bool renamed = false;
@@ -115,10 +127,11 @@ int file_replace(int dirfd, const char *name, const void *data, size_t len, mode
 	int err = file_write(fd, data, len, 0);
 	if (!err && fsync(fd) < 0)
 		err = -errno;
-	/* A rename that failed may have been done all the same (by a server that was asked twice, say). */
 	if (!err) {
 		renamed = true;
-		err = renameat(dirfd, tmp, dirfd, name) < 0 ? -errno : dir_sync(dirfd);
+		err = file_rename(dirfd, tmp, name);
+		if (!err)
+			err = dir_sync(dirfd);
 	}
 	if (err)
 		unlinkat(dirfd, tmp, 0);

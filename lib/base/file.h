@@ -33,6 +33,9 @@ int file_load(int fd, size_t max, char **ret_text, size_t *ret_len);
 /* Whether NAME is one under which file_replace() writes: left only by who was killed in it. */
 bool file_is_temporary(const char *name);
 
+/* renameat(2) within DIRFD, but for a failure that is only the answer's (a server was asked twice, say): where TO is what FROM was it was done. */
+int file_rename(int dirfd, const char *from, const char *to);
+
 /* Makes NAME in DIRFD hold DATA, atomically and durably: temporary file, sync, rename, directory sync. *RET_UNSURE (may be NULL), set on failure: whether the
  * old or the new data is there, now or after a power cut, nobody knows. */
 int file_replace(int dirfd, const char *name, const void *data, size_t len, mode_t mode, bool *ret_unsure);

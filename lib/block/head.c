@@ -465,15 +465,7 @@ static int take_name(const struct head *head, const char *tmp)
 {
 	if (head->names)
 		return head->names->take_name(head->names, head->name, tmp);
-	return renameat(head->dirfd, tmp, head->dirfd, head->name) < 0 ? -errno : 0;
-}
-
-/* Whether the head's name leads to FD by now. */
-static bool has_name(const struct head *head, int fd)
-{
-	struct stat file, named;
-	return fstat(fd, &file) == 0 && fstatat(head->dirfd, head->name, &named, AT_SYMLINK_NOFOLLOW) == 0 && file.st_dev == named.st_dev &&
-	       file.st_ino == named.st_ino;
+	return file_rename(head->dirfd, tmp, head->name);
 }
 
 int head_rebuild(struct head *head, const struct overlay_spec *spec, struct view *below)
@@ -492,8 +484,6 @@ int head_rebuild(struct head *head, const struct overlay_spec *spec, struct view
 		err = load_replacement(head, tmp, &fresh, NULL);
 	if (!err)
 		err = take_name(head, tmp);
-	if (err && fresh.fd >= 0 && has_name(head, fresh.fd)) /* it was renamed, whatever was said */
-		err = 0;
 	if (err) {
 		tables_done(&fresh);
 		space_done(&fresh.space);

@@ -228,7 +228,7 @@ static int finish_in_store(const struct layer_place *at, int fd)
 	part_name(part, at->name);
 	if (fstatat(at->dirfd, part, &st, AT_SYMLINK_NOFOLLOW) < 0 || fstat(fd, &own) < 0 || st.st_ino != own.st_ino)
 		return -ESTALE;
-	return renameat(at->dirfd, part, at->dirfd, at->name) < 0 ? -errno : 0;
+	return file_rename(at->dirfd, part, at->name);
 }
 
 int layer_file_finish(struct store *store, const char *name, int fd, struct reason *why)
@@ -320,5 +320,5 @@ int layer_file_replace(struct store *store, const char *name, const char *tmp)
 	struct layer_place at = layer_place(store, name);
 	if (pool)
 		return pool_part_publish(pool, at.name, POOL_REPLACE, -1);
-	return renameat(at.dirfd, tmp, at.dirfd, at.name) < 0 ? -errno : 0;
+	return file_rename(at.dirfd, tmp, at.name);
 }

@@ -329,13 +329,13 @@ static int remove_durably(struct store *store, struct entry *entry, const struct
 	auto_free char *gone = NULL;
 	if (asprintf(&gone, GONE_PREFIX "%s", now->uuid) < 0)
 		return -ENOMEM;
-	int err = renameat(store->vms_fd, now->uuid, store->vms_fd, gone) < 0 ? -errno : 0;
+	int err = file_rename(store->vms_fd, now->uuid, gone);
 	if (err == -ENOSPC || err == -EDQUOT)
 		return remove_without_space(store, entry, now, why);
 	if (err)
 		return reason_set(why, err, "%s/vms/%s: %s", store->store_dir, now->uuid, strerror(-err));
 	if (dir_sync(store->vms_fd) < 0) {
-		renameat(store->vms_fd, gone, store->vms_fd, now->uuid);
+		file_rename(store->vms_fd, gone, now->uuid);
 		return reason_set(why, -EIO, "%s/vms: can't be made durable", store->store_dir);
 	}
 	remove_dir(store->vms_fd, gone);

@@ -255,7 +255,7 @@ static int take_name(struct hold *h, const char *tmp, const char *moved, bool *r
 	bool back = layer_file_begin_replace(m->store, m->run.names[0], again) == 0 && linkat(dirfd, moved, dirfd, again, 0) == 0 &&
 		    layer_file_replace(m->store, m->run.names[0], again) == 0;
 	/* What would be written to the new one could be lost with its name. */
-	if (!back && !are_same_file(dirfd, top.name, moved)) {
+	if (!back) {
 		h->unsure = true;
 		layers_keep_all(m->store);
 	}

@@ -438,7 +438,6 @@ static int take_place_locked(struct merge *m, struct reason *why)
 	struct store *store = m->store;
 	const struct layer_place top = layer_place(store, m->run.names[0]), dest = layer_place(store, m->run.names[m->into]);
 	char tmp[LAYER_TEMPORARY_MAX];
-	struct stat st;
 	if (!layers_run_is_current(store, &m->run))
 		return MERGE_AGAIN;
 	int err = layer_file_begin_replace(store, m->run.names[0], tmp);
@@ -447,9 +446,6 @@ static int take_place_locked(struct merge *m, struct reason *why)
 	if (err)
 		return reason_set(why, err, "%s/%s: %s", top.dir, top.name, strerror(-err));
 	err = layer_file_replace(store, m->run.names[0], tmp);
-	/* A rename that failed may have been done all the same. */
-	if (err && fstatat(top.dirfd, top.name, &st, AT_SYMLINK_NOFOLLOW) == 0 && st.st_ino == m->dest_st.st_ino)
-		err = 0;
 	if (err) {
 		unlinkat(top.dirfd, tmp, 0);
 		return reason_set(why, err, "%s/%s: %s", top.dir, top.name, strerror(-err));

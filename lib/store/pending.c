@@ -122,8 +122,8 @@ int fill_base(struct store *store, const struct vm_disk *disk, struct job_progre
 		err = check_again(store, disk, why);
 	if (!err && changed)
 		err = -EBUSY; /* it is copied anew */
-	if (!err && renameat(store->layers_fd, part, store->layers_fd, disk->pending_base) < 0)
-		err = -errno;
+	if (!err)
+		err = file_rename(store->layers_fd, part, disk->pending_base);
 	if (!err)
 		err = dir_sync(store->layers_fd);
 	if (err)

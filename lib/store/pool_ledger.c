@@ -412,7 +412,7 @@ static int publish_part(struct pool *pool, const char *file, enum pool_making ho
 	entry->nr_ids = i + 1;
 	err = entry_save(pool, file, entry);
 	if (!err && how == POOL_REPLACE)
-		err = renameat(pool->dirfd, entry->part, pool->dirfd, file) < 0 ? -errno : 0;
+		err = file_rename(pool->dirfd, entry->part, file);
 	else if (!err)
 		err = rename_new(pool->dirfd, entry->part, file);
 	return err;
