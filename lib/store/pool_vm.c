@@ -71,7 +71,10 @@ int pool_vms_load(struct store *store, struct reason *why)
 	int err = 0;
 	for (size_t i = 0; !err && i < store->nr_pools; i++) {
 		struct vm *vm = table_find(store, PLACE_POOLS, store->pools[i].name);
-		if (!vm)
+		if (!vm && store->lacks_vms) /* it may be this one's: a second one would hide its volumes for ever */
+			store_event(store, NULL, "pool %s isn't shown: the description of a VM of the store can't be read, and may be the pool's. Mend that and "
+				    "mount again", store->pools[i].name);
+		else if (!vm)
 			err = make_vm(store, &store->pools[i], why);
 		else if (store->writable && !store->layers.unknown)
 			finish_renames(store, vm);

@@ -313,6 +313,7 @@ static int load_managed(struct store *store, struct reason *why)
 		return 0;
 	struct reason unread = {0};
 	err = layers_load(store, &unread);
+	store->lacks_vms = nr_bad != 0;
 	store->layers.unknown = err || nr_bad;
 	if (store->layers.unknown) {
 		store_event(store, NULL, "the store %s isn't tidied up: %s%s%s", store->store_dir,

@@ -77,6 +77,7 @@ struct store {
 	struct flats *flats;
 	struct pool *pools;
 	size_t nr_pools;
+	bool lacks_vms;	  /* the description of a VM couldn't be read: nobody knows which one */
 	bool lacks_pools; /* there are files of ours in pools that weren't given: what lies beneath them isn't known */
 
 	pthread_mutex_t spare_lock; /* one at a time writes into STORE/spare; see spare.h */

@@ -499,6 +499,24 @@ static void raw_by_its_ending(void)
 
 /* --- configuration ------------------------------------------------------------------------------------------------------------- */
 
+/* Its description can't be read for once: it isn't taken for a pool that has none. */
+static void unread(void)
+{
+	open_store("fast");
+	make_volume("kept.qcow2");
+	store_close(store);
+	run("cd %s/s/store/vms && for vm in */vm.xml; do mv $vm ${vm%%%%/*}/away && mkdir $vm; done", dir);
+	open_store("fast");
+	CHECK(!store_find(store, PLACE_POOLS, "fast") && nr_events("pool fast isn't shown"));
+	store_close(store);
+	run("cd %s/s/store/vms && for vm in */away; do rmdir ${vm%%/*}/vm.xml && mv $vm ${vm%%/*}/vm.xml; done && test $(ls | wc -l) = 1", dir);
+	open_store("fast");
+	struct vm *vm = store_find(store, PLACE_POOLS, "fast");
+	CHECK(vm && disk_of(vm, NULL, "kept.qcow2"));
+	vm_put(vm);
+	store_close(store);
+}
+
 static void refused(const char *name, const char *other, const char *sub)
 {
 	char source[500], pool[500], again[520];
@@ -530,6 +548,7 @@ int main(void)
 	disks_in_pool();
 	raw_by_its_ending();
 	store_close(store);
+	unread();
 	refused("a", "b", "fast");
 	refused("a", "a", "src");
 	refused("a", "b", "src/.vmsnapfs/layers");
