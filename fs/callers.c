@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <linux/capability.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -60,15 +61,36 @@ static void read_proc(const char *path, char *text, size_t cap)
 	text[len > 0 ? len : 0] = '\0';
 }
 
+/* "": not known. */
+static void read_status(pid_t thread, char *text, size_t cap)
+{
+	char path[40];
+	*text = '\0';
+	snprintf(path, sizeof path, "/proc/%d/status", (int)thread);
+	if (thread > 0)
+		read_proc(path, text, cap);
+}
+
 pid_t callers_process(pid_t thread)
 {
-	char path[40], text[512];
-	if (thread <= 0)
-		return 0;
-	snprintf(path, sizeof path, "/proc/%d/status", (int)thread);
-	read_proc(path, text, sizeof text);
+	char text[512];
+	read_status(thread, text, sizeof text);
 	const char *line = strstr(text, "\nTgid:");
 	return line ? (pid_t)atoi(line + strlen("\nTgid:")) : 0;
+}
+
+/* Whatever kills, the kernel makes a SIGKILL of it. */
+static bool has_kill(const char *status, const char *field)
+{
+	const char *line = strstr(status, field);
+	return line && strtoull(line + strlen(field), NULL, 16) >> (SIGKILL - 1) & 1;
+}
+
+bool callers_is_killed(pid_t thread)
+{
+	char text[4096];
+	read_status(thread, text, sizeof text);
+	return has_kill(text, "\nSigPnd:") || has_kill(text, "\nShdPnd:");
 }
 
 /* In a user namespace of its own nobody's capabilities count for what lies outside. */
@@ -84,11 +106,10 @@ static bool is_in_our_namespace(pid_t thread)
 bool callers_overrides_permissions(uid_t uid, pid_t thread)
 {
 	const uint64_t wanted = 1ull << CAP_DAC_OVERRIDE | 1ull << CAP_DAC_READ_SEARCH;
-	char path[40], text[4096];
+	char text[4096];
 	if (uid != 0 || thread <= 0)
 		return uid == 0; /* of a pid namespace that isn't within ours: the host's root, for a daemon in a container */
-	snprintf(path, sizeof path, "/proc/%d/status", (int)thread);
-	read_proc(path, text, sizeof text);
+	read_status(thread, text, sizeof text);
 	const char *line = strstr(text, "\nCapEff:");
 	return line && (strtoull(line + strlen("\nCapEff:"), NULL, 16) & wanted) && is_in_our_namespace(thread);
 }

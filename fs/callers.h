@@ -34,6 +34,8 @@ bool callers_is_copying(struct callers *callers, pid_t thread);
  * more often than mkdir(2) by itself does. */
 bool callers_is_copying_tree(struct callers *callers, pid_t thread, uint64_t parent, const char *name);
 
+/* Whether THREAD has been killed, and only waits for an answer. */
+bool callers_is_killed(pid_t thread);
 
 /* Whether files' permissions don't count for THREAD of user UID: root's, unless it has given up the capabilities that say so. The
  * kernel asks itself; this is for what we do on behalf of somebody. */

@@ -2,15 +2,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include "base/file.h"
-#include "base/mem.h"
 #include "fs/kernel.h"
 #include "fs/readahead.h"
 
@@ -153,25 +148,6 @@ struct channel_request channel_look(const void *buf, size_t len)
 		.is_interrupt = in->opcode == FUSE_INTERRUPT,
 		.only_looks = only_looks(in, len),
 	};
-}
-
-/* Whatever kills, the kernel makes a SIGKILL of it. */
-static bool has_kill(const char *status, const char *field)
-{
-	const char *line = strstr(status, field);
-	return line && strtoull(line + strlen(field), NULL, 16) >> (SIGKILL - 1) & 1;
-}
-
-bool channel_is_killed(pid_t thread)
-{
-	char path[40], status[4096];
-	snprintf(path, sizeof path, "/proc/%d/status", (int)thread);
-	auto_close int fd = thread > 0 ? open(path, O_RDONLY | O_CLOEXEC) : -1;
-	ssize_t len = fd < 0 ? -1 : file_read(fd, status, sizeof status - 1, 0);
-	if (len <= 0)
-		return false;
-	status[len] = '\0';
-	return has_kill(status, "\nSigPnd:") || has_kill(status, "\nShdPnd:");
 }
 
 void channel_answer_interrupted(int fd, uint64_t unique)

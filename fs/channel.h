@@ -38,9 +38,6 @@ struct channel_request {
 };
 struct channel_request channel_look(const void *buf, size_t len);
 
-/* Whether THREAD has been killed, and only waits for an answer. */
-bool channel_is_killed(pid_t thread);
-
 /* Answers EINTR to the request UNIQUE that was read from FD, in the place of the thread that handles it: its own answer finds nobody. */
 void channel_answer_interrupted(int fd, uint64_t unique);
 

@@ -13,6 +13,7 @@
 
 #include "base/list.h"
 #include "base/mem.h"
+#include "fs/callers.h"
 #include "fs/channel.h"
 #include "fs/clock.h"
 #include "fs/ops.h"
@@ -212,7 +213,7 @@ static void reap(struct loop *loop)
  * nobody, then. */
 static void let_die(struct worker *worker, uint64_t unique)
 {
-	if (atomic_load(&worker->only_looks) && channel_is_killed((pid_t)atomic_load(&worker->caller)) && atomic_load(&worker->unique) == unique)
+	if (atomic_load(&worker->only_looks) && callers_is_killed((pid_t)atomic_load(&worker->caller)) && atomic_load(&worker->unique) == unique)
 		channel_answer_interrupted(worker->fd, unique);
 }
 
