@@ -309,10 +309,10 @@ bool pool_find_device(struct pool *pool, dev_t device, char file[POOL_FILE_MAX +
 
 /* --- making files ----------------------------------------------------------------------------------------------------------- */
 
-/* False: it is still there, and needs its entry. */
+/* False: it is still there, or may be again after a power cut, and needs its entry. */
 static bool unlink_part(const struct pool *pool, struct pool_entry *entry)
 {
-	if (*entry->part && unlinkat(pool->dirfd, entry->part, 0) < 0 && errno != ENOENT)
+	if (*entry->part && ((unlinkat(pool->dirfd, entry->part, 0) < 0 && errno != ENOENT) || dir_sync(pool->dirfd) < 0))
 		return false;
 	*entry->part = '\0';
 	return true;
