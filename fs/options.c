@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/mem.h"
 #include "fs/mountpoint.h"
@@ -276,9 +277,20 @@ char *options_store_dir(const struct options *options)
 	return asprintf(&dir, "%s/.vmsnapfs", options->source) < 0 ? NULL : dir;
 }
 
-int options_check(struct options *options)
+/* One that can't be listed would be an empty mount. */
+static int check_source(struct options *options)
 {
 	int err = make_real(&options->source);
+	if (!err && access(options->source, R_OK | X_OK) < 0) {
+		err = -errno;
+		fprintf(stderr, "vmsnapfs: %s: %s\n", options->source, strerror(-err));
+	}
+	return err;
+}
+
+int options_check(struct options *options)
+{
+	int err = check_source(options);
 	if (!err && options->store)
 		err = make_real_or_new(&options->store);
 	if (!err && options->snapshots)

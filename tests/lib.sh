@@ -230,7 +230,8 @@ mount_at() {
 mount_refused() { # WORDS ARGUMENT...
 	local words=$1 out status=0
 	shift
-	out=$(timeout 20 "$VMSNAPFS" -f "$@" 2>&1) || status=$?
+	# shellcheck disable=SC2086
+	out=$(timeout 20 ${RUN_AS:-} "$VMSNAPFS" -f "$@" 2>&1) || status=$?
 	equal 1 $status "status of vmsnapfs $*, which said '$out'"
 	contains "${out,,}" "${words,,}" "vmsnapfs $*"
 	[[ $out != *Sanitizer* ]] || fail "$out"

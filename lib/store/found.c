@@ -438,6 +438,19 @@ static bool snapshots_changed(struct store *store)
 	return false;
 }
 
+static void tell_unread(const struct look *look)
+{
+	const struct source *now = &look->source, *was = &look->found->source;
+	if (!now->unread || (was->unread && strcmp(now->unread, was->unread) == 0 && now->nr_unread == was->nr_unread))
+		return;
+	const char *path = now->unread;
+	if (now->nr_unread == 1)
+		store_event(look->store, NULL, "%s can't be read, and what lies in it isn't shown: %s", path, strerror(-now->unread_err));
+	else
+		store_event(look->store, NULL, "%zu directories can't be read, and what lies in them isn't shown, the first %s: %s", now->nr_unread, path,
+			    strerror(-now->unread_err));
+}
+
 static void refresh_locked(struct store *store)
 {
 	struct found *found = store->found;
@@ -446,6 +459,7 @@ static void refresh_locked(struct store *store)
 	int err = source_walk(store, &found->source, &look.source);
 	if (err)
 		return;
+	tell_unread(&look);
 	bool same = !again && source_equal(&look.source, &found->source) && !atomic_load(&found->incomplete) && !snapshots_changed(store);
 	if (!same) {
 		err = look_again(&look);

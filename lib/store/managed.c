@@ -334,11 +334,14 @@ static int remove_durably(struct store *store, struct entry *entry, const struct
 		return remove_without_space(store, entry, now, why);
 	if (err)
 		return reason_set(why, err, "%s/vms/%s: %s", store->store_dir, now->uuid, strerror(-err));
-	if (dir_sync(store->vms_fd) < 0) {
-		file_rename(store->vms_fd, gone, now->uuid);
-		return reason_set(why, -EIO, "%s/vms: can't be made durable", store->store_dir);
+	if (dir_sync(store->vms_fd) == 0) {
+		remove_dir(store->vms_fd, gone);
+		return 0;
 	}
-	remove_dir(store->vms_fd, gone);
+	if (file_rename(store->vms_fd, gone, now->uuid) == 0)
+		return reason_set(why, -EIO, "%s/vms: can't be made durable", store->store_dir);
+	/* It is removed, though a power cut may undo that: then it is whole. Shown any longer it would take writes that no start would find. */
+	layers_keep_all(store);
 	return 0;
 }
 

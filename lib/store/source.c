@@ -231,10 +231,20 @@ static int walk_names(struct walk *walk, struct listing *in)
 	return err;
 }
 
+/* One that has gone, or is a link by now, isn't worth a word. */
+static void note_unread(struct source *source, const char *path, int err)
+{
+	if (err == -ENOENT || err == -ENOTDIR || err == -ELOOP || source->nr_unread++)
+		return;
+	source->unread = strdup(path);
+	source->unread_err = err;
+}
+
 static int walk_dir(struct walk *walk, int parent_fd, const char *name, struct listing *in)
 {
 	in->dir = dir_open_at(parent_fd, name);
 	if (!in->dir) {
+		note_unread(walk->source, in->path, -errno);
 		in->has_others = true; /* nobody knows */
 		return 0;
 	}
@@ -274,6 +284,7 @@ void source_done(struct source *source)
 		free(source->dirs[i].path);
 	free(source->files);
 	free(source->dirs);
+	free(source->unread);
 	*source = (struct source){0};
 }
 

@@ -39,6 +39,9 @@ struct source {
 	struct source_dir *dirs; /* in order of path */
 	size_t nr_dirs, cap_dirs;
 	bool truncated; /* there were too many */
+	size_t nr_unread; /* directories that couldn't be read: what lies in them isn't here */
+	char *unread;	  /* the first of them */
+	int unread_err;
 };
 
 /* A hash of all that changes when a file does: device, inode, size, times. */
@@ -47,7 +50,7 @@ uint64_t stamp_make(const struct stat *st);
 /* Whether what was read from a file or directory just now would look the same after another change at once: its clock may not have moved on. */
 bool stamp_is_fresh(const struct stat *st);
 
-/* Lists the store's SOURCE. A directory that can't be read is left out. What is the same in OLD keeps its kind, the rest is looked into. */
+/* Lists the store's SOURCE. A directory that can't be read is left out and counted. What is the same in OLD keeps its kind, the rest is looked into. */
 int source_walk(struct store *store, const struct source *old, struct source *ret);
 void source_done(struct source *source);
 

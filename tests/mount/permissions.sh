@@ -186,3 +186,14 @@ as alice mv "$hers/snapshots/t" "$hers/snapshots/u"
 as alice rmdir "$hers/snapshots/u"
 as alice rmdir "$hers"
 unmount mnt
+
+say "what can't be read isn't taken for nothing"
+mkdir -p "$src/closed/in" && chmod 700 "$src/closed" && chown 0 "$src/closed"
+mkdir mine && chown "$alice" mine
+own=(-o "store=$PWD/store")
+RUN_AS="setpriv --reuid=$alice --regid=$alice --clear-groups"
+RUN_AS=$RUN_AS mount_refused "$src/closed: permission denied" "$src/closed" "$PWD/mine" "${own[@]}"
+RUN_AS=$RUN_AS mount_at "$src" mine "${own[@]}"
+contains "$(as alice cat mine/events)" "*$src/closed can't be read, and what lies in it isn't shown: Permission denied*"
+as alice ls mine/vms/open >/dev/null
+unmount mine
