@@ -231,6 +231,12 @@ void ops_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		ops_fail(req, &place, wants_write(fi) ? "write to" : "open", NULL, err, &why);
 		return;
 	}
+	/* The kernel has heard of a disk without bytes, and would read none: it walks the path again. */
+	if (place.node.kind == NODE_DISK && disk_forget_failure(fs->store, place.vm, place.snapshot, place.disk)) {
+		handle_put(fs, ops_handle(fi));
+		fuse_reply_err(req, ESTALE);
+		return;
+	}
 	fi->noflush = !wants_write(fi);
 	if (reply_open(req, fi) < 0) /* and the request is gone */
 		handle_put(fs, ops_handle(fi));

@@ -365,6 +365,18 @@ int disk_stat(struct store *store, const struct vm *vm, const struct vm_snapshot
 	return err;
 }
 
+bool disk_forget_failure(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, const struct vm_disk *disk)
+{
+	const struct stat_slot key = {.vm_id = vm->id, .snapshot_id = snapshot ? snapshot->id : 0, .disk_id = disk->id};
+	pthread_mutex_lock(&store->stats->lock);
+	struct stat_slot *slot = slot_of(store->stats, &key);
+	bool failed = slot->err && slot->vm_id == key.vm_id && slot->snapshot_id == key.snapshot_id && slot->disk_id == key.disk_id;
+	if (failed)
+		*slot = (struct stat_slot){0};
+	pthread_mutex_unlock(&store->stats->lock);
+	return failed;
+}
+
 static void add_layers(struct strbuf *b, const struct view *view)
 {
 	for (size_t i = 0; view && i < view_depth(view); i++)

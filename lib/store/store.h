@@ -122,6 +122,9 @@ struct disk_stat {
 int disk_stat(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, const struct vm_disk *disk,
 	      struct disk_stat *ret, struct reason *why);
 
+/* Whether the last disk_stat() said what was remembered of a failure: the disk could be opened meanwhile, and the next one looks anew. */
+bool disk_forget_failure(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, const struct vm_disk *disk);
+
 /* The paths of the chain's files, top first, newline-separated; the caller frees. */
 int disk_chain(struct store *store, const struct vm *vm, const struct vm_snapshot *snapshot, const struct vm_disk *disk,
 	       char **ret, struct reason *why);

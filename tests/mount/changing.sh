@@ -156,7 +156,13 @@ warm
 mv "$src/low.qcow2" away
 refused "ENOENT|ESTALE|EIO" cat $shots/mid/disks/vda.img
 for s in base low mid; do equal "${before[$s]}" "$(digest "${fd[$s]}")" "$s, open when its file lost its name"; done
+# What was remembered of the failure isn't an empty file to who comes when it is there again.
+shows_nothing() { [ "$(stat -c %s $shots/mid/disks/vda.img)" = 0 ]; }
+wait_until 30 shows_nothing || fail "a disk that can't be read has $(stat -c %s $shots/mid/disks/vda.img) bytes"
 mv away "$src/low.qcow2"
+wait_until 30 cp $shots/mid/disks/vda.img got.img 2>/dev/null || fail "mid isn't back"
+equal "$(stat -c %s got.img)" "$(stat -c %s $shots/mid/disks/vda.img)" "size of mid, once it could be opened"
+[ -s got.img ] || fail "mid is an empty file"
 are_back() { cat $shots/{base,low,mid}/disks/vda.img; }
 wait_until 30 are_back >/dev/null 2>&1 || fail "$(ls $shots) alone are back"
 check_now "its name back"
