@@ -514,6 +514,28 @@ int layers_load(struct store *store, struct reason *why)
 	return err ? err : load_disks(store, false, why);
 }
 
+static int settle_header(struct store *store, const char *name)
+{
+	struct layer_place at = layer_place(store, name);
+	auto_close int fd = -1;
+	if (layer_format(name) == IMAGE_RAW)
+		return 0;
+	if (layer_is_device(store, name)) {
+		int err = layer_place_to_open(store, name, O_RDONLY, &at, &fd, NULL);
+		return err ? err : file_sync(fd);
+	}
+	fd = openat(at.dirfd, at.name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+	return fd < 0 ? -errno : file_sync(fd);
+}
+
+int layers_settle(struct store *store)
+{
+	int err = 0;
+	for_each_row(&store->layers, row)
+		err = err ? err : settle_header(store, row->name);
+	return err;
+}
+
 struct wanted {
 	const char *layer;
 	bool found;

@@ -124,6 +124,9 @@ int layers_open_beneath(struct store *store, const char *name, struct view **ret
 /* Learns, at the start, what lies beneath the layers that the VMs use. */
 int layers_load(struct store *store, struct reason *why);
 
+/* At the start: makes stable what layers_load() has read in the headers. */
+int layers_settle(struct store *store);
+
 /* After somebody let go of a layer: unlinks what nobody needs any more, and plans the merges of what only one still needs. */
 void layers_sweep(struct store *store);
 /* The first of these alone. */

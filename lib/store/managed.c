@@ -582,10 +582,8 @@ static int load_one(struct store *store, const char *uuid)
 	struct entry *entry = err ? NULL : table_intern(store, uuid);
 	if (!err)
 		err = entry ? table_publish(store, entry, vm) : -ENOMEM;
-	if (!err && store->writable) {
+	if (!err && store->writable)
 		clear_temporaries(store, uuid);
-		snapshot_clear_files(store, vm);
-	}
 	if (err) {
 		vm_put(vm);
 		store_event(store, NULL, "a VM of the store isn't shown: %s", *why.text ? why.text : strerror(-err));
@@ -618,6 +616,9 @@ static bool is_leftover(struct store *store, const char *name)
 
 void managed_clear_leftovers(struct store *store)
 {
+	for (size_t e = 0; e < store->nr_entries; e++)
+		if (store->entries[e]->vm)
+			snapshot_clear_files(store, store->entries[e]->vm);
 	DIR *dir = dir_open_at(store->vms_fd, ".");
 	if (!dir)
 		return;

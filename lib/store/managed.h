@@ -46,7 +46,7 @@ int managed_adopt_config(struct store *store, const struct vm *vm, const char *t
 /* Reads STORE/vms; vm.xml files that can't be read are events. Returns how many there were. */
 int managed_load_all(struct store *store, size_t *ret_nr_bad);
 
-/* Clears away directories without vm.xml. */
+/* Clears away directories without vm.xml, and beside the snapshots' files what no vm.xml names. */
 void managed_clear_leftovers(struct store *store);
 
 #endif

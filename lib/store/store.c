@@ -281,7 +281,7 @@ static int sync_vm(struct store *store, const struct vm *vm)
 
 /* What a daemon that was killed, or couldn't sync, has left is seen, and may all the same not be what a power cut leaves. It is, before
  * anything is cleared away because of it. */
-static int settle_names(struct store *store)
+static int settle_store(struct store *store)
 {
 	if (store->is_settled)
 		return 0;
@@ -296,6 +296,9 @@ static int settle_names(struct store *store)
 		if (!err && store->pools[i].ledger_fd >= 0)
 			err = dir_sync(store->pools[i].ledger_fd);
 	}
+	/* The header of a layer whose merge had come to its end says that it doesn't need what is about to go. */
+	if (!err)
+		err = layers_settle(store);
 	store->is_settled = !err;
 	return err;
 }
@@ -320,7 +323,7 @@ static int load_managed(struct store *store, struct reason *why)
 			    err ? "a layer of a VM can't be read" : "the description of a VM can't be read", *unread.text ? ": " : "", unread.text);
 		return 0;
 	}
-	err = settle_names(store);
+	err = settle_store(store);
 	if (err) {
 		store->layers.unknown = true;
 		store_event(store, NULL, "the store %s isn't tidied up: its directories can't be made durable: %s", store->store_dir, strerror(-err));
