@@ -817,9 +817,8 @@ static void check_head(unsigned dice)
 		check_end(size);
 }
 
-static void check(const char *dir, const struct promise *p, bool cut)
+static void enter_promised(const char *dir, const struct promise *p)
 {
-	(void)cut;
 	enter(dir);
 	start_model();
 	const struct told *said = (const struct told *)(const void *)p->told;
@@ -827,6 +826,12 @@ static void check(const char *dir, const struct promise *p, bool cut)
 		told = *said;
 	top = told.top;
 	promise = NULL;
+}
+
+static void check(const char *dir, const struct promise *p, bool cut)
+{
+	(void)cut;
+	enter_promised(dir, p);
 	unsigned dice = matrix_dice() / 7;
 	check_head(dice);
 	if (has_copy())
@@ -835,6 +840,36 @@ static void check(const char *dir, const struct promise *p, bool cut)
 		check_by_qemu();
 		check_refcounts_behind();
 	}
+	leave();
+}
+
+/* Something that the script would have written, after all that was promised. */
+static int write_later(unsigned dice)
+{
+	unsigned nr = 0, later[100];
+	for (unsigned i = told.size_op > script->nr_prepared ? told.size_op : script->nr_prepared; i < nr_ops(); i++)
+		if (script->ops[i].what == WRITE && nr < 100)
+			later[nr++] = i;
+	return nr && dice % 4 ? write_slots(later[dice / 4 % nr]) : 0;
+}
+
+/* The next one to open the head after a killed one: repaired, it is what it was, and goes on. */
+static void restart(const char *dir, const struct promise *p)
+{
+	head = NULL;
+	must_succeed = false;
+	enter_promised(dir, p);
+	int err = open_head();
+	if (err)
+		fail("it doesn't open after a kill: %s", strerror(-err));
+	read_slots(bytes, head);
+	judge(bytes, head_virtual_size(head), told.settled, nr_ops(), "after a kill");
+	if ((err = write_later(matrix_dice() / 11)) || (err = head_flush(head)))
+		fail("it can't be written to after a kill: %s", strerror(-err));
+	if (close_head())
+		fail("it doesn't close after a kill");
+	if (has_copy() && !told.is_full && fill())
+		fail("the copy doesn't go on after a kill");
 	leave();
 }
 
@@ -1037,6 +1072,6 @@ int main(int argc, char **argv)
 	struct scenario scenarios[NR_SCRIPTS];
 	all_scripts = scripts;
 	for (size_t i = 0; i < NR_SCRIPTS; i++)
-		scenarios[i] = (struct scenario){scripts[i].name, prepare, run, check};
+		scenarios[i] = (struct scenario){scripts[i].name, prepare, run, check, restart};
 	return matrix_main(argc, argv, scenarios, NR_SCRIPTS, 40, must);
 }

@@ -115,13 +115,13 @@ static void run_copy_inner(const char *dir, struct promise *promise)
 }
 
 static const struct scenario scenarios[] = {
-	{"external", prepare_web, run_external, world_check},
-	{"internal", prepare_web, run_internal, world_check},
-	{"head", prepare_vm, run_head, world_check},
-	{"names", prepare_vm, run_names, world_check},
-	{"remove", prepare_vm, run_remove, world_check},
-	{"copy", prepare_vm, run_copy, world_check},
-	{"copy-inner", prepare_web, run_copy_inner, world_check},
+	{"external", prepare_web, run_external, world_check, world_restart},
+	{"internal", prepare_web, run_internal, world_check, world_restart},
+	{"head", prepare_vm, run_head, world_check, world_restart},
+	{"names", prepare_vm, run_names, world_check, world_restart},
+	{"remove", prepare_vm, run_remove, world_check, world_restart},
+	{"copy", prepare_vm, run_copy, world_check, world_restart},
+	{"copy-inner", prepare_web, run_copy_inner, world_check, world_restart},
 };
 
 int main(int argc, char **argv)

@@ -127,13 +127,13 @@ static void run_pool_raw(const char *dir, struct promise *promise)
 }
 
 static const struct scenario scenarios[] = {
-	{"flatten", prepare_vm, run_flatten, world_check},
-	{"full", prepare_vm, run_full, world_check},
-	{"raw", prepare_vm, run_raw, world_check},
-	{"allocated", prepare_vm, run_allocated, world_check},
-	{"volumes", prepare_pool, run_volumes, world_check},
-	{"pool-disk", prepare_pool, run_pool_disk, world_check},
-	{"pool-raw", prepare_pool, run_pool_raw, world_check},
+	{"flatten", prepare_vm, run_flatten, world_check, world_restart},
+	{"full", prepare_vm, run_full, world_check, world_restart},
+	{"raw", prepare_vm, run_raw, world_check, world_restart},
+	{"allocated", prepare_vm, run_allocated, world_check, world_restart},
+	{"volumes", prepare_pool, run_volumes, world_check, world_restart},
+	{"pool-disk", prepare_pool, run_pool_disk, world_check, world_restart},
+	{"pool-raw", prepare_pool, run_pool_raw, world_check, world_restart},
 };
 
 int main(int argc, char **argv)

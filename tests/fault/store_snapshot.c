@@ -173,16 +173,16 @@ static void run_restore(const char *dir, struct promise *promise)
 }
 
 static const struct scenario scenarios[] = {
-	{"writes", prepare_pull, run_writes, world_check},
-	{"snapshot", prepare_two, run_snapshot, world_check},
-	{"delete-pull", prepare_pull, run_delete, world_check},
-	{"delete-push", prepare_push, run_delete, world_check},
-	{"delete-head", prepare_push, run_delete_head, world_check},
-	{"delete-head-pull", prepare_pull, run_delete_head, world_check},
-	{"delete-idle", prepare_idle, run_delete_idle, world_check},
-	{"merge-force", prepare_fork, run_merge_force, world_check},
-	{"preview", prepare_pull, run_preview, world_check},
-	{"restore", prepare_pull, run_restore, world_check},
+	{"writes", prepare_pull, run_writes, world_check, world_restart},
+	{"snapshot", prepare_two, run_snapshot, world_check, world_restart},
+	{"delete-pull", prepare_pull, run_delete, world_check, world_restart},
+	{"delete-push", prepare_push, run_delete, world_check, world_restart},
+	{"delete-head", prepare_push, run_delete_head, world_check, world_restart},
+	{"delete-head-pull", prepare_pull, run_delete_head, world_check, world_restart},
+	{"delete-idle", prepare_idle, run_delete_idle, world_check, world_restart},
+	{"merge-force", prepare_fork, run_merge_force, world_check, world_restart},
+	{"preview", prepare_pull, run_preview, world_check, world_restart},
+	{"restore", prepare_pull, run_restore, world_check, world_restart},
 };
 
 int main(int argc, char **argv)

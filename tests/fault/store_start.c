@@ -119,9 +119,9 @@ static void run_first_pool(const char *dir, struct promise *promise)
 }
 
 static const struct scenario scenarios[] = {
-	{"first-pool", prepare_pool, run_first_pool, world_check},
-	{"first", prepare_nothing, run_first, world_check},
-	{"killed", prepare_killed, run_start, world_check},
+	{"first-pool", prepare_pool, run_first_pool, world_check, world_restart},
+	{"first", prepare_nothing, run_first, world_check, world_restart},
+	{"killed", prepare_killed, run_start, world_check, world_restart},
 };
 
 int main(int argc, char **argv)

@@ -6,7 +6,9 @@
 #include <limits.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
+#include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -15,6 +17,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -46,6 +49,10 @@ static struct {
 	char *to;
 	unsigned seed;
 } cut;
+static struct {
+	void (*again)(void *ctx);
+	void *ctx;
+} next_life;
 
 void disk_init(void)
 {
@@ -102,6 +109,12 @@ void disk_arm_cut(uint64_t nth, unsigned nr_syncs, const char *to, unsigned seed
 	cut.to = strdup(to);
 	cut.seed = seed;
 	pthread_mutex_unlock(&lock);
+}
+
+void disk_live_again(void (*again)(void *ctx), void *ctx)
+{
+	next_life.again = again;
+	next_life.ctx = ctx;
 }
 
 void disk_disarm(void)
@@ -243,6 +256,48 @@ struct step {
 	bool half, late, kill;
 };
 
+/* What could be left goes into NR directories. */
+__attribute__((noreturn)) static void power_off(unsigned nr)
+{
+	for (unsigned i = 0; i < nr; i++) {
+		char to[PATH_MAX];
+		snprintf(to, sizeof to, "%s%u", cut.to, i);
+		disk_rebuild(to, disk_nr_recorded(), cut.seed + i * 7919);
+	}
+	_exit(DISK_KILLED);
+}
+
+/* In the fork, whose only thread has the lock: no other one was within a step. */
+__attribute__((noreturn)) static void live_again(int killed)
+{
+	struct pollfd gone = {killed, POLLIN, 0};
+	sigset_t none;
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	/* The files are the killed one's too: its locks are held until both have closed them. */
+	while (poll(&gone, 1, -1) < 0 && errno == EINTR)
+		;
+	log_close_others();
+	fault.kind = FAULT_NONE;
+	pthread_mutex_init(&lock, NULL);
+	next_life.again(next_life.ctx);
+	pthread_mutex_lock(&lock);
+	power_off(DISK_CUTS / 2);
+}
+
+__attribute__((noreturn)) static void be_killed(void)
+{
+	if (next_life.again) {
+		int self = (int)syscall(SYS_pidfd_open, getpid(), 0);
+		pid_t pid = self < 0 ? -1 : fork();
+		if (pid < 0)
+			_exit(2);
+		if (!pid)
+			live_again(self);
+	}
+	_exit(DISK_KILLED);
+}
+
 static void strike(struct step *step)
 {
 	if (!disk_shared->struck) {
@@ -264,7 +319,7 @@ static void strike(struct step *step)
 		if (step->half)
 			break;
 		_exit(DISK_KILLED);
-	case FAULT_KILL: _exit(DISK_KILLED);
+	case FAULT_KILL: be_killed();
 	case FAULT_NONE:
 	case FAULT_READ_EIO:
 	case NR_FAULT_KINDS: break;
@@ -275,6 +330,11 @@ static bool is_cut(uint64_t nr, enum disk_op op)
 {
 	if (!cut.armed || !cut.nr_syncs)
 		return cut.armed && nr >= cut.nth;
+	if (cut.nr_syncs == DISK_AFTER_UNLINK) {
+		if (op == OP_UNLINK)
+			cut.nr_syncs = 1;
+		return false;
+	}
 	return disk_shared->struck && op == OP_SYNC && --cut.nr_syncs == 0;
 }
 
@@ -294,13 +354,7 @@ static void step_begin(struct step *step, enum disk_op op)
 			disk_shared->struck_stack = (uint16_t)step->stack;
 			disk_shared->struck_op = (uint8_t)op;
 		}
-		/* Before a sync the most is at stake. */
-		for (unsigned i = 0; i < (op == OP_SYNC ? DISK_CUTS : 1); i++) {
-			char to[PATH_MAX];
-			snprintf(to, sizeof to, "%s%u", cut.to, i);
-			disk_rebuild(to, disk_nr_recorded(), cut.seed + i * 7919);
-		}
-		_exit(DISK_KILLED);
+		power_off(op == OP_SYNC ? DISK_CUTS : 1); /* before a sync the most is at stake */
 	}
 	disk_shared->nr_steps++;
 	bool hit = nr == fault.nth || (fault.for_good && nr > fault.nth);

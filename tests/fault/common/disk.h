@@ -71,7 +71,12 @@ void disk_rebuild(const char *to, uint64_t cut, unsigned seed);
 /* At the step with number NTH (as disk_arm counts) the power goes: what could be left is put into TO0, TO1 and so on, and the process ends with status
  * DISK_KILLED. Whatever else is armed. NR_SYNCS, if it isn't 0: at that sync after the armed fault. */
 #define DISK_CUTS 6u /* at most */
+#define DISK_AFTER_UNLINK UINT32_MAX /* as NR_SYNCS: at the first sync behind the next unlink */
 void disk_arm_cut(uint64_t nth, unsigned nr_syncs, const char *to, unsigned seed);
+/* A process that ends by FAULT_KILL leaves another one, which does AGAIN(CTX) once the killed one is gone, its locks with it: the page cache has all that
+ * was done, nothing fails, and what is done is remembered behind what was. AGAIN calls disk_arm_cut(); if it comes to its end, the power goes there. The
+ * process becomes a child of the next subreaper, and has of the killed one its memory, whose threads and open files are gone. */
+void disk_live_again(void (*again)(void *ctx), void *ctx);
 /* The bytes, names, links and times below FROM, made again in TO, which isn't there. */
 void disk_copy_tree(const char *from, const char *to);
 

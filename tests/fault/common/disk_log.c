@@ -245,6 +245,27 @@ void log_start(const char *dir)
 	log_is_on = true;
 }
 
+static bool is_ours(int fd)
+{
+	for (int i = 0; i < nr_nodes; i++)
+		if (nodes[i].fd == fd)
+			return true;
+	return false;
+}
+
+void log_close_others(void)
+{
+	DIR *dir = opendir("/proc/self/fd");
+	if (!dir)
+		die("/proc/self/fd");
+	for (struct dirent *e; (e = readdir(dir));) {
+		int fd = atoi(e->d_name);
+		if (fd > STDERR_FILENO && fd != dirfd(dir) && !is_ours(fd))
+			close(fd);
+	}
+	closedir(dir);
+}
+
 void log_add(const struct logged *step)
 {
 	steps = room(steps, nr_steps, sizeof *steps);

@@ -61,6 +61,8 @@ extern bool log_is_on;
 void log_start(const char *dir);
 void log_add(const struct logged *step); /* whose memory becomes the log's */
 int log_node(const struct stat *st, int dirfd, const char *name); /* "": DIRFD itself */
+/* Closes what isn't the log's, but for stdin, stdout and stderr. */
+void log_close_others(void);
 
 /* The real calls, which the disk's own work uses. */
 int real_openat(int dirfd, const char *name, int flags, mode_t mode);

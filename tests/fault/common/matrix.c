@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -29,6 +30,7 @@ struct cell_kind {
 };
 static const struct cell_kind cell_kinds[] = {
 	{"kill", FAULT_KILL, false, false, false, false},
+	{"kill-cut", FAULT_KILL, false, true, false, false}, /* during the next start */
 	{"half", FAULT_KILL_HALF, false, false, false, true},
 	{"cut", FAULT_NONE, false, true, false, false},
 	{"eio", FAULT_EIO, false, false, false, false},
@@ -152,6 +154,18 @@ static int wait_one(pid_t pid)
 	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
+/* The processes that are children now since those that had made them have ended: the status of one of them that isn't DISK_KILLED, if there is one, or
+ * that; 0: there was none. */
+static int wait_orphans(void)
+{
+	int status = 0, ret = 0;
+	for (pid_t pid; (pid = waitpid(-1, &status, 0)) > 0 || errno == EINTR;) {
+		if (pid > 0 && (!ret || ret == DISK_KILLED))
+			ret = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+	}
+	return ret;
+}
+
 static int remove_one(const char *path, const struct stat *st, int kind, struct FTW *ftw)
 {
 	(void)st, (void)kind, (void)ftw;
@@ -199,6 +213,34 @@ static int check_cut_after(const struct scenario *s, unsigned dice)
 	return rename(left, dir) < 0 ? 2 : 0;
 }
 
+/* When something was cleared away, at one of the first syncs, at one of the first steps, or when all is done. */
+static void live_again(void *ctx)
+{
+	const struct scenario *s = ctx;
+	unsigned dice = cell_dice, way = dice % 6;
+	alarm(HANGS_S);
+	disk_arm_cut(way < 5 ? disk_nr_steps() + dice / 8 % 16 * (dice / 128 % 8) : UINT64_MAX, way < 2 ? DISK_AFTER_UNLINK : way < 4 ? 1 + dice / 8 % 8 : 0,
+		     place(s, ".cut"), dice);
+	s->restart(place(s, ""), promised());
+}
+
+/* A sanitizer's own locks and threads don't outlive the fork of a process with several threads. */
+#if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
+#define CAN_LIVE_AGAIN false
+#elif defined __has_feature
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
+#define CAN_LIVE_AGAIN false
+#endif
+#endif
+#ifndef CAN_LIVE_AGAIN
+#define CAN_LIVE_AGAIN true
+#endif
+
+static bool is_restarted(const struct scenario *s, const struct cell_kind *kind)
+{
+	return CAN_LIVE_AGAIN && s->restart && kind->fault == FAULT_KILL && kind->cut_too;
+}
+
 /* The run, and the check after a cut behind its end if it comes to that. */
 __attribute__((noreturn)) static void run_cell(const struct scenario *s, const struct cell_kind *kind, uint64_t nth, unsigned dice)
 {
@@ -209,7 +251,9 @@ __attribute__((noreturn)) static void run_cell(const struct scenario *s, const s
 	if (kind->cut_too)
 		disk_record();
 	disk_arm(kind->fault, nth, kind->for_good);
-	if (kind->cut_too)
+	if (is_restarted(s, kind))
+		disk_live_again(live_again, (void *)(uintptr_t)s);
+	else if (kind->cut_too)
 		disk_arm_cut(kind->fault == FAULT_NONE ? nth : nth + 1 + dice % 24 * (dice % 5), kind->fault == FAULT_NONE ? 0 : (dice / 32 % 4 + 1) / 2, place(s, ".cut"), dice);
 	s->run(place(s, ""), mine);
 	disk_disarm();
@@ -264,8 +308,12 @@ static const char *try_cell(const struct scenario *s, const struct cell_kind *ki
 	pid_t pid = fork_one();
 	if (!pid)
 		run_cell(s, kind, nth, dice);
-	int status = wait_one(pid);
+	int status = wait_one(pid), restarted = wait_orphans();
 	bool was_cut = kind->cut_too && status == DISK_KILLED;
+	if (was_cut && is_restarted(s, kind) && restarted != DISK_KILLED) {
+		snprintf(what, sizeof what, "the next start ended with status %d", restarted);
+		return what;
+	}
 	if (status == 3)
 		return "a promise is broken after a power cut at the end";
 	if (status && status != DISK_KILLED) {
@@ -299,8 +347,10 @@ static bool ends_with(const char *name, const char *end)
 }
 
 /* Syncs that say ENOSPC for good: from a repair on, which may go on without space for its refcounts. */
-static bool can_strike(const struct cell_kind *kind, const char *name, bool needs_space)
+static bool can_strike(const struct scenario *s, const struct cell_kind *kind, const char *name, bool needs_space)
 {
+	if (kind->fault == FAULT_KILL && kind->cut_too && !is_restarted(s, kind))
+		return false;
 	return kind->fault != FAULT_READ_EIO && (needs_space || !kind->only_space) && (ends_with(name, ": write") || !kind->only_writes) &&
 		(kind->fault != FAULT_ENOSPC_SYNC || (ends_with(name, ": sync") && (!kind->for_good || strncmp(name, "repair/", 7) == 0)));
 }
@@ -323,7 +373,7 @@ static void add_cells(unsigned scenario)
 		const char *name = disk_step_name(n, &needs_space);
 		unsigned i = name_index(name);
 		for (unsigned k = 0; is_tried(nr_before[i], nr_alike[i]) && k < NR_KINDS; k++)
-			if (can_strike(&cell_kinds[k], name, needs_space))
+			if (can_strike(&scenarios[scenario], &cell_kinds[k], name, needs_space))
 				add_cell(scenario, k, n, name);
 		nr_before[i]++;
 	}
@@ -500,6 +550,8 @@ int matrix_main(int argc, char **argv, const struct scenario *all, size_t nr, un
 	promises = mmap(NULL, sizeof *promises, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (promises == MAP_FAILED)
 		die("memory");
+	if (prctl(PR_SET_CHILD_SUBREAPER, 1) < 0)
+		die("a subreaper");
 	if (argc > 1)
 		return run_named(argc, argv);
 	int status = run_all(argv[0], budget, must);

@@ -20,6 +20,10 @@ struct scenario {
 	/* In a process of its own, nothing failing any more: exit(1) with a line on stdout when a promise is broken. PROMISE is what
 	 * matrix_promised() was told last before the end, however it came. CUT: by a power cut. */
 	void (*check)(const char *dir, const struct promise *promise, bool cut);
+	/* Does what the next start does, on the page cache as it is and in the memory of the run that was killed, of which nothing is used but PROMISE, what
+	 * matrix_promised() was told last. It neither keeps nor makes promises: the power goes at some step of it, or at its end. exit(1) with a line on
+	 * stdout when something fails. NULL: there is no such cell. */
+	void (*restart)(const char *dir, const struct promise *promise);
 };
 
 /* Tells the world: all that is in *PROMISE now holds, and what it told before no longer need. */

@@ -96,7 +96,7 @@ const struct step_name step_names[] = {
 	{"take_lock", "lock"},
 	{"write_pid", "lock"},
 	{"say_ended_in_order", "lock"},
-	{"settle_names", "start-up settling"},
+	{"settle_store", "start-up settling"},
 	{"fill_base", "pending base"},
 	{"fill_file", "pending base/"},
 	{"put_over", "merge: overlay on top/"},

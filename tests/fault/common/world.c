@@ -1773,3 +1773,31 @@ void world_check(const char *dir, const struct promise *p, bool cut)
 	store_close(take_ptr(store));
 	check_found();
 }
+
+/* --- the next start -------------------------------------------------------------------------------------------------------------------------- */
+
+/* The killed one's memory stays as it is, for nobody: its threads may have been within anything. */
+static void forget_all(void)
+{
+	store = NULL;
+	promise = NULL;
+	told = NULL;
+	memset(files, 0, sizeof files);
+	pthread_mutex_init(&events_lock, NULL);
+	*events = '\0';
+	is_lifted = true;
+}
+
+void world_restart(const char *dir, const struct promise *p)
+{
+	(void)p;
+	forget_all();
+	if (open_store(dir))
+		fail("the next start: the store doesn't open: %s", why.text);
+	if (store->layers.unknown)
+		fail("the next start: the store can't read itself");
+	if (do_jobs())
+		fail("the next start: a job fails though nothing else does");
+	see_all();
+	store_close(take_ptr(store));
+}

@@ -57,6 +57,8 @@ void world_hurry(void);
 /* After a fault everything goes on in the same process, and the store is the model's. Closes it. */
 void world_end(void);
 
+/* As a scenario's restart(): the daemon that comes after a killed one clears away, does the jobs, is looked at, and ends. */
+void world_restart(const char *dir, const struct promise *promise);
 /* As a scenario's check(). */
 void world_check(const char *dir, const struct promise *promise, bool cut);
 
