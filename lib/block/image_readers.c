@@ -4,6 +4,8 @@
 #include <errno.h>
 #include <sys/stat.h>
 
+#define TRIES 3
+
 static int take_locks(struct image *image, enum image_lock_kind kind, struct reason *why)
 {
 	int err = image_locks_take(image->fd, kind, image->path, why);
@@ -39,10 +41,11 @@ static int lock_as(struct image *image, enum image_lock_kind kind, bool ours, st
 
 int image_lock(struct image *image, enum image_lock_kind kind, struct reason *why)
 {
-	bool ours = image_is_written_by_us(image);
-	int err = lock_as(image, kind, ours, why);
-	/* We may have begun to write into it just then. */
-	return err == -EBUSY && !ours && image_is_written_by_us(image) ? lock_as(image, kind, true, why) : err;
+	int err = -EBUSY;
+	/* We may have begun to write into it just then, or have ended. */
+	for (int i = 0; i < TRIES && err == -EBUSY; i++)
+		err = lock_as(image, kind, image_is_written_by_us(image), why);
+	return err;
 }
 
 void image_unlock(struct image *image, enum image_lock_kind kind)

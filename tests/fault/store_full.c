@@ -138,6 +138,6 @@ static const struct scenario scenarios[] = {
 
 int main(int argc, char **argv)
 {
-	static const char *const must[] = {"checkpoint/small file", "checkpoint gone", "full raw", "raw file begun", "raw file's name", "full raw exchange/rebase", "pool's ledger/small file", "pool's file", "pool's part", "reclaim", NULL};
+	static const char *const must[] = {"checkpoint/small file", "checkpoint gone", "full raw", "raw file begun", "raw file's name", "full raw exchange/rebase", "pool's ledger/small file", "pool's file", "reclaim/pool's part", "reclaim", NULL};
 	return matrix_main(argc, argv, scenarios, sizeof scenarios / sizeof *scenarios, 16, world_must(must));
 }
