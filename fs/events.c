@@ -39,6 +39,7 @@ struct events {
 	struct recent_line recent[RECENT_LINES];
 	unsigned next_recent;
 	int log_dirfd, log_fd; /* -1: none */
+	size_t nr_unlogged;    /* bytes at the end of the lines that aren't in the log yet: there was no space */
 };
 
 int events_new(bool foreground, struct events **ret)
@@ -54,21 +55,6 @@ int events_new(bool foreground, struct events **ret)
 		openlog("vmsnapfs", LOG_PID, LOG_DAEMON);
 	*ret = events;
 	return 0;
-}
-
-void events_free(struct events *events)
-{
-	if (!events)
-		return;
-	if (events->log_fd >= 0)
-		close(events->log_fd);
-	if (events->log_dirfd >= 0)
-		close(events->log_dirfd);
-	if (!events->foreground)
-		closelog();
-	pthread_mutex_destroy(&events->lock);
-	strbuf_done(&events->lines);
-	free(events);
 }
 
 /* --- adding ----------------------------------------------------------------------------------------------------- */
@@ -97,6 +83,8 @@ static void drop_oldest_locked(struct events *events, size_t keep)
 	cut = end ? (size_t)(end - lines->text) + 1 : lines->len;
 	memmove(lines->text, lines->text + cut, lines->len - cut + 1);
 	lines->len -= cut;
+	if (events->nr_unlogged > lines->len)
+		events->nr_unlogged = lines->len;
 }
 
 /* A file of the store's own: no FIFO, which would have us wait for a reader, and no second name of somebody's file. */
@@ -108,10 +96,21 @@ static int open_log(int dirfd)
 	return ok ? take_fd(&fd) : -1;
 }
 
-static void append_to_log_locked(struct events *events, const char *line, size_t len)
+/* False: there is no room for it, and nothing of it in the log. */
+static bool append_line(int fd, const char *line, size_t len)
 {
 	struct stat st;
-	if (events->log_fd < 0)
+	ssize_t n = write(fd, line, len);
+	if (n > 0 && (size_t)n < len && (fstat(fd, &st) < 0 || ftruncate(fd, st.st_size - n) < 0))
+		return true; /* a torn line, which the next one is added to */
+	return n == (ssize_t)len;
+}
+
+/* A log that can't be written must not stop the work it tells of: what there is no space for now is written with a later line, or at the end. */
+static void write_log_locked(struct events *events)
+{
+	struct stat st;
+	if (events->log_fd < 0 || !events->nr_unlogged)
 		return;
 	if (fstat(events->log_fd, &st) == 0 && st.st_size > (off_t)LOG_MAX_BYTES) {
 		if (renameat(events->log_dirfd, LOG_NAME, events->log_dirfd, LOG_NAME ".old") < 0)
@@ -119,11 +118,13 @@ static void append_to_log_locked(struct events *events, const char *line, size_t
 		close(events->log_fd);
 		events->log_fd = open_log(events->log_dirfd);
 	}
-	/* A log that can't be written must not stop the work it tells of. On a full filesystem there may be room for a part of a line, to which the
-	 * next one would be added. */
-	ssize_t n = events->log_fd >= 0 ? write(events->log_fd, line, len) : -1;
-	if (n > 0 && (size_t)n < len && fstat(events->log_fd, &st) == 0 && ftruncate(events->log_fd, st.st_size - n) < 0)
-		return;
+	while (events->log_fd >= 0 && events->nr_unlogged) {
+		const char *line = events->lines.text + events->lines.len - events->nr_unlogged;
+		size_t len = (size_t)((const char *)memchr(line, '\n', events->nr_unlogged) + 1 - line);
+		if (!append_line(events->log_fd, line, len))
+			return;
+		events->nr_unlogged -= len;
+	}
 }
 
 static void add_line_locked(struct events *events, const char *text)
@@ -135,9 +136,10 @@ static void add_line_locked(struct events *events, const char *text)
 	size_t len = strftime(line, sizeof line, "%Y-%m-%dT%H:%M:%SZ", &tm);
 	len += (size_t)snprintf(line + len, sizeof line - len, " %s\n", text);
 	strbuf_add(&events->lines, line, len);
+	events->nr_unlogged = events->lines.failed ? 0 : events->nr_unlogged + len;
 	if (events->lines.len > EVENTS_MAX_BYTES)
 		drop_oldest_locked(events, EVENTS_MAX_BYTES / 2);
-	append_to_log_locked(events, line, len);
+	write_log_locked(events);
 }
 
 static void add_text(struct events *events, const char *vm, const char *text)
@@ -234,13 +236,27 @@ void events_open_log(struct events *events, int store_dirfd)
 	pthread_mutex_lock(&events->lock);
 	events->log_dirfd = dirfd;
 	if (fd >= 0) {
-		size_t nr_new = events->lines.len;
 		load_old_lines_locked(events, fd);
 		events->log_fd = fd;
-		if (nr_new)
-			append_to_log_locked(events, events->lines.text + events->lines.len - nr_new, nr_new);
+		write_log_locked(events);
 	}
 	pthread_mutex_unlock(&events->lock);
+}
+
+void events_free(struct events *events)
+{
+	if (!events)
+		return;
+	write_log_locked(events);
+	if (events->log_fd >= 0)
+		close(events->log_fd);
+	if (events->log_dirfd >= 0)
+		close(events->log_dirfd);
+	if (!events->foreground)
+		closelog();
+	pthread_mutex_destroy(&events->lock);
+	strbuf_done(&events->lines);
+	free(events);
 }
 
 /* --- as a file ------------------------------------------------------------------------------------------------------ */

@@ -30,6 +30,8 @@ int managed_check(struct store *store, const struct vm *vm, struct reason *why)
 	if (vm && vm->kind != VM_MANAGED)
 		return reason_set(why, -EROFS, "%s was found in SOURCE and is never written to: clone it, or use the tool that owns it",
 				  vm->name);
+	if (vm && vm->is_stand_in)
+		return reason_set(why, -EROFS, "the description of a VM of the store can't be read, and may be that of pool %s. Mend that and mount again", vm->name);
 	if (!store->writable)
 		return reason_set(why, -EROFS, "there is no store that can be written: mount with -o store=DIR");
 	return 0;

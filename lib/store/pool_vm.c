@@ -33,7 +33,10 @@ static int make_vm(struct store *store, const struct pool *pool, struct reason *
 {
 	struct vm *vm = managed_new(PLACE_POOLS, pool->name, geteuid(), getegid()), *made = NULL;
 	int err = vm ? domain_minimal(vm->name, vm->uuid, &vm->config) : -ENOMEM;
-	if (!err && store->writable) {
+	/* A second description would hide the volumes of the first for ever. */
+	if (!err && store->lacks_vms)
+		vm->is_stand_in = true;
+	if (!err && store->writable && !store->lacks_vms) {
 		err = managed_add(store, vm, NULL, &made, why);
 		vm_put(made);
 		return err;
@@ -71,10 +74,7 @@ int pool_vms_load(struct store *store, struct reason *why)
 	int err = 0;
 	for (size_t i = 0; !err && i < store->nr_pools; i++) {
 		struct vm *vm = table_find(store, PLACE_POOLS, store->pools[i].name);
-		if (!vm && store->lacks_vms) /* it may be this one's: a second one would hide its volumes for ever */
-			store_event(store, NULL, "pool %s isn't shown: the description of a VM of the store can't be read, and may be the pool's. Mend that and "
-				    "mount again", store->pools[i].name);
-		else if (!vm)
+		if (!vm)
 			err = make_vm(store, &store->pools[i], why);
 		else if (store->writable && !store->layers.unknown)
 			finish_renames(store, vm);

@@ -284,6 +284,7 @@ static int vm_copy_into(struct vm *to, const struct vm *from)
 	to->mode = from->mode;
 	to->current = from->current;
 	to->is_brief = from->is_brief;
+	to->is_stand_in = from->is_stand_in;
 	if (text_set(&to->name, from->name) || text_set(&to->uuid, from->uuid) ||
 	    text_set(&to->xml_path, from->xml_path) || text_set(&to->domain_name, from->domain_name) || text_set(&to->config, from->config) ||
 	    text_set(&to->origin, from->origin) || text_set(&to->memory_path, from->memory_path) || text_set(&to->preview, from->preview) ||

@@ -72,6 +72,7 @@ struct vm {
 	uint32_t id; /* 1… */
 	enum vm_kind kind;
 	enum vm_place place;
+	bool is_stand_in; /* for one whose description can't be read: only shown */
 	char *name; /* unique in its place, valid as a file name */
 	char *uuid;
 	struct timespec changed; /* of its XML, or of the image of a bare one */

@@ -156,7 +156,8 @@ static void copy_in_parts(struct view *view)
 	atomic_bool stop = true;
 	atomic_uint_fast64_t done = 0, total = 0;
 	struct fill_spec spec = {.from = from, .stop = &stop, .checkpoint = break_off, .ctx = &from, .done = &done, .total = &total};
-	CHECK(view_fill_raw(view, fd, &spec, NULL) != (from / 4096 * 4096 < disk_size ? -ECANCELED : 0));
+	uint64_t begin = (from < disk_size ? from : disk_size) / 4096 * 4096;
+	CHECK(view_fill_raw(view, fd, &spec, NULL) != (begin < disk_size ? -ECANCELED : 0));
 	atomic_store(&stop, false);
 	for (int err = -EINTR; err;) {
 		spec.from = from;
