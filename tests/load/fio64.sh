@@ -5,10 +5,10 @@
 need fio qemu-img
 
 rounds=1 size=2m
-KIB_MORE=49152 # the caches of 64 disks fill up over more than a round
+KIB_MORE=65536 # the caches of 64 disks fill up over more than a round
 [ -z "$NIGHTLY" ] || rounds=10 size=16m
 mkdir src
-mount_at src mnt
+mount_at src mnt -o index=8M
 for vm in a b c d; do
 	mkdir mnt/clones/$vm
 	for letter in {a..p}; do truncate -s 20M mnt/clones/$vm/disks/vd"$letter".img; done
