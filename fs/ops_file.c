@@ -233,8 +233,13 @@ void ops_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	}
 	/* The kernel has heard of a disk without bytes, and would read none: it walks the path again. */
 	if (place.node.kind == NODE_DISK && disk_forget_failure(fs->store, place.vm, place.snapshot, place.disk)) {
+		struct disk_stat st;
 		handle_put(fs, ops_handle(fi));
-		fuse_reply_err(req, ESTALE);
+		err = disk_stat(fs->store, place.vm, place.snapshot, place.disk, &st, &why);
+		if (err)
+			ops_fail(req, &place, "open", NULL, err, &why);
+		else
+			fuse_reply_err(req, ESTALE);
 		return;
 	}
 	fi->noflush = !wants_write(fi);
