@@ -242,40 +242,38 @@ static bool means_full(int err)
 	return err == -ENOSPC || err == -EDQUOT;
 }
 
-#define JOB_PLACES_MAX 3
+#define JOB_PLACES 3
 
-static size_t add_place(const struct store *store, const char *layer, size_t *places, size_t nr)
+static size_t place_of(const struct store *store, const char *layer)
 {
 	const struct pool *pool = layer ? layer_pool(store, layer) : NULL;
-	size_t place = pool ? 1 + (size_t)(pool - store->pools) : 0;
-	for (size_t i = 0; i < nr; i++)
-		if (places[i] == place)
-			return nr;
-	places[nr] = place;
-	return nr + 1;
+	return pool ? 1 + (size_t)(pool - store->pools) : 0;
 }
 
-/* Where JOB writes: whichever was full, there is more free in all of them then. */
-static size_t places_of(const struct store *store, const struct job *job, size_t places[JOB_PLACES_MAX])
+/* Where JOB writes, one place perhaps more than once: whichever was full, there is more free in all of them then. */
+static void places_of(const struct store *store, const struct job *job, struct place *ret[JOB_PLACES])
 {
-	size_t nr = add_place(store, NULL, places, 0);
-	nr = add_place(store, job->layer, places, nr);
-	return add_place(store, job->disk.full_base, places, nr);
+	struct place *places = store->jobs->places;
+	ret[0] = &places[0];
+	ret[1] = &places[place_of(store, job->layer)];
+	ret[2] = &places[place_of(store, job->disk.full_base)];
 }
 
 static void ask_for(const struct store *store, const struct job *job)
 {
-	size_t places[JOB_PLACES_MAX], nr = places_of(store, job, places);
-	for (size_t i = 0; i < nr; i++)
-		store->jobs->places[places[i]].wanted = true;
+	struct place *places[JOB_PLACES];
+	places_of(store, job, places);
+	for (size_t i = 0; i < JOB_PLACES; i++)
+		places[i]->wanted = true;
 }
 
 static uint64_t bytes_free(const struct store *store, const struct job *job)
 {
-	size_t places[JOB_PLACES_MAX], nr = places_of(store, job, places);
+	struct place *places[JOB_PLACES];
 	uint64_t sum = 0;
-	for (size_t i = 0; i < nr; i++)
-		sum += store->jobs->places[places[i]].nr_free;
+	places_of(store, job, places);
+	for (size_t i = 0; i < JOB_PLACES; i++)
+		sum += places[i]->nr_free;
 	return sum;
 }
 

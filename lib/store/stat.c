@@ -62,13 +62,17 @@ static struct stat_slot *slot_of(struct stat_cache *cache, const struct stat_slo
 	return &cache->slots[(hash ^ hash >> 32) % NR_SLOTS];
 }
 
+static bool is_of(const struct stat_slot *slot, const struct stat_slot *key)
+{
+	return slot->vm_id == key->vm_id && slot->snapshot_id == key->snapshot_id && slot->disk_id == key->disk_id;
+}
+
 /* Fills in what is remembered of KEY's ids and stamp; false: it isn't to be relied on, but for what was counted. */
 static bool cache_lookup(struct stat_cache *cache, struct stat_slot *key)
 {
 	pthread_mutex_lock(&cache->lock);
 	const struct stat_slot *slot = slot_of(cache, key);
-	bool hit = slot->vm_id == key->vm_id && slot->snapshot_id == key->snapshot_id && slot->disk_id == key->disk_id &&
-		   slot->stamp == key->stamp;
+	bool hit = is_of(slot, key) && slot->stamp == key->stamp;
 	bool fresh = hit && now_ms() - slot->at_ms < (slot->err ? FAILED_MS : CHECK_MS);
 	if (fresh) {
 		*key = *slot;
@@ -370,7 +374,7 @@ bool disk_forget_failure(struct store *store, const struct vm *vm, const struct 
 	const struct stat_slot key = {.vm_id = vm->id, .snapshot_id = snapshot ? snapshot->id : 0, .disk_id = disk->id};
 	pthread_mutex_lock(&store->stats->lock);
 	struct stat_slot *slot = slot_of(store->stats, &key);
-	bool failed = slot->err && slot->vm_id == key.vm_id && slot->snapshot_id == key.snapshot_id && slot->disk_id == key.disk_id;
+	bool failed = slot->err && is_of(slot, &key);
 	if (failed)
 		*slot = (struct stat_slot){0};
 	pthread_mutex_unlock(&store->stats->lock);
