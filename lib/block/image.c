@@ -39,6 +39,7 @@ struct image_cache {
 	uint64_t last_serial;
 	struct expected *expected;
 	uint64_t nr_forgotten; /* calls */
+	struct list locked_views;
 };
 
 /* --- formats ---------------------------------------------------------------------------------------------------- */
@@ -247,6 +248,7 @@ int image_cache_new(const struct trust *trust, size_t index_bytes, struct image_
 	cache->max_unused = few ? (size_t)files.rlim_cur / 4 : MAX_UNUSED;
 	cache->trust = trust;
 	pthread_mutex_init(&cache->lock, NULL);
+	list_init(&cache->locked_views);
 	int err = table_cache_new(TABLE_CACHE_BYTES, &cache->tables);
 	if (!err)
 		err = cluster_cache_new(CLUSTER_CACHE_BYTES, &cache->clusters);
@@ -281,6 +283,17 @@ void image_cache_free(struct image_cache *cache)
 	cluster_cache_free(cache->clusters);
 	pthread_mutex_destroy(&cache->lock);
 	free(cache);
+}
+
+struct list *image_cache_lock_views(struct image_cache *cache)
+{
+	pthread_mutex_lock(&cache->lock);
+	return &cache->locked_views;
+}
+
+void image_cache_unlock_views(struct image_cache *cache)
+{
+	pthread_mutex_unlock(&cache->lock);
 }
 
 struct table_cache *image_cache_tables(const struct image_cache *cache)

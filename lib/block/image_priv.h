@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "base/list.h"
 #include "block/chain_ids.h"
 #include "block/cluster_cache.h"
 #include "block/image.h"
@@ -61,6 +62,10 @@ int layer_l2_table(const struct layer *layer, uint64_t guest_off, uint64_t end, 
 /* The run at GUEST_OFF, whose L2 entry was found damaged, from the file itself: it may have been half written. To the cluster's end at most; its
  * guest_off and image are the caller's to fill in. -EUCLEAN: it is damaged. */
 int layer_map_again(const struct layer *layer, uint64_t guest_off, struct extent *ret);
+
+/* The views that are locked (view.c), under the lock that also protects what images say of the cache. */
+struct list *image_cache_lock_views(struct image_cache *cache);
+void image_cache_unlock_views(struct image_cache *cache);
 
 struct table_cache *image_cache_tables(const struct image_cache *cache);
 struct cluster_cache *image_cache_clusters(const struct image_cache *cache);

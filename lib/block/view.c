@@ -38,6 +38,9 @@ struct view {
 	uint64_t virtual_size;
 	struct chain_id *chain_id;
 	struct readahead readahead; /* of what is compressed */
+	/* protected by image_cache_lock_views() */
+	unsigned nr_locks;
+	struct list link; /* while there are any */
 };
 
 static uint64_t min_u64(uint64_t a, uint64_t b)
@@ -651,12 +654,44 @@ static void unlock_first(struct view *view, size_t nr)
 		image_unlock(view->layers[i].image, lock_kind(view, i));
 }
 
+/* We have written into one of its files since, or found it changed: who wrote didn't know of this reader. */
+static bool is_stale_locked(const struct view *view)
+{
+	bool stale = false;
+	for (size_t i = view->layers[0].snapshot ? 1 : 0; i < view->nr_layers; i++)
+		stale = stale || view->layers[i].image->stale;
+	return stale;
+}
+
+/* Enters it into the list, in which views_read_without() looks. */
+static int register_lock(struct view *view)
+{
+	struct list *views = image_cache_lock_views(view->cache);
+	int err = view->nr_locks == 0 && is_stale_locked(view) ? -ESTALE : 0;
+	if (!err && view->nr_locks++ == 0)
+		list_push(views, &view->link);
+	image_cache_unlock_views(view->cache);
+	return err;
+}
+
+static void unregister_lock(struct view *view)
+{
+	image_cache_lock_views(view->cache);
+	if (--view->nr_locks == 0)
+		list_remove(&view->link);
+	image_cache_unlock_views(view->cache);
+}
+
 int view_lock(struct view *view, struct reason *why)
 {
+	int err = register_lock(view);
+	if (err)
+		return reason_set(why, err, "%s was changed while it was opened", image_path(view->layers[0].image));
 	for (size_t i = 0; i < view->nr_layers; i++) {
-		int err = image_lock(view->layers[i].image, lock_kind(view, i), why);
+		err = image_lock(view->layers[i].image, lock_kind(view, i), why);
 		if (err) {
 			unlock_first(view, i);
+			unregister_lock(view);
 			return err;
 		}
 	}
@@ -666,4 +701,36 @@ int view_lock(struct view *view, struct reason *why)
 void view_unlock(struct view *view)
 {
 	unlock_first(view, view->nr_layers);
+	unregister_lock(view);
+}
+
+static bool has_file(const struct view *view, const struct stat *file)
+{
+	for (size_t i = 0; i < view->nr_layers; i++) {
+		const struct stat *st = &view->layers[i].image->st;
+		if (st->st_dev == file->st_dev && st->st_ino == file->st_ino)
+			return true;
+	}
+	return false;
+}
+
+static bool reads_without(const struct view *view, const struct stat *file, const struct stat *over, size_t nr)
+{
+	bool has_all = true;
+	for (size_t i = 0; i < nr && has_all; i++)
+		has_all = has_file(view, &over[i]);
+	return !has_all && has_file(view, file);
+}
+
+bool views_read_without(struct image_cache *cache, const struct view *but, const struct stat *file, const struct stat *over, size_t nr)
+{
+	bool any = false;
+	struct list *views = image_cache_lock_views(cache);
+	for (struct list *link = views->next; link != views && !any; link = link->next) {
+		const struct view *view = list_entry(link, struct view, link);
+		/* Somebody else may have locked the same one. */
+		any = (view != but || view->nr_locks > 1) && reads_without(view, file, over, nr);
+	}
+	image_cache_unlock_views(cache);
+	return any;
 }

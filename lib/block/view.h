@@ -96,8 +96,13 @@ void view_access(const struct view *view, struct access *ret);
 
 /* Takes QEMU's image locks for reading on every layer, while somebody has the view open as a file: consistent read, and
  * nobody may write or resize. The top of an internal snapshot is only marked as read, as qemu-img -U would: its VM may
- * be running. -EBUSY: somebody writes to one of them. Calls nest; each is undone by view_unlock(). */
+ * be running. -EBUSY: somebody writes to one of them. -ESTALE: one has been changed, or written to by us, since the view was opened; open it again.
+ * Calls nest; each is undone by view_unlock(). */
 int view_lock(struct view *view, struct reason *why);
 void view_unlock(struct view *view);
+
+/* Whether a locked view, but BUT's one lock, reads FILE and lacks one of the NR files OVER: what these hold would show in it if it were written into FILE. A
+ * view goes on with the files that it was opened with, also where its chain has become another one since. */
+bool views_read_without(struct image_cache *cache, const struct view *but, const struct stat *file, const struct stat *over, size_t nr);
 
 #endif

@@ -174,15 +174,12 @@ static int clone_disk(struct cloning *c, const struct vm_disk *from, const struc
 		return reason_set(why, -EOPNOTSUPP, "it is shared with other VMs, which write to it");
 	struct disk_source source = {from->path, from->format, from->snapshot};
 	struct view *view = NULL;
-	int err = layers_open_view(c->store, &source, &view, why);
+	/* Locked for the moment only: nobody writes to what is about to be a backing file. */
+	int err = layers_open_locked(c->store, &source, &view, why);
 	if (err)
 		return err;
-	/* For the moment only: nobody writes to what is about to be a backing file. */
-	err = view_lock(view, why);
-	if (!err) {
-		err = add_over_view(c, from, plan, view, why);
-		view_unlock(view);
-	}
+	err = add_over_view(c, from, plan, view, why);
+	view_unlock(view);
 	view_put(view);
 	return err;
 }

@@ -42,38 +42,6 @@ static void file_free(struct disk_file *file)
 	free(file);
 }
 
-/* Whether the files are still what they were when they were opened: asked once their locks are ours. The image of an internal
- * snapshot may go on changing: the snapshot doesn't. */
-static bool view_is_current(const struct view *view)
-{
-	for (size_t i = view_snapshot(view) ? 1 : 0; i < view_depth(view); i++)
-		if (!image_is_current(view_layer(view, i)))
-			return false;
-	return true;
-}
-
-/* Opens the chain and takes its image locks. */
-static int open_locked(struct store *store, const struct disk_source *source, struct view **ret, struct reason *why)
-{
-	for (int attempt = 0; attempt < 3; attempt++) {
-		struct view *view = NULL;
-		int err = layers_open_view(store, source, &view, why);
-		if (err)
-			return err;
-		err = view_lock(view, why);
-		if (!err && view_is_current(view)) {
-			*ret = view;
-			return 0;
-		}
-		if (!err)
-			view_unlock(view);
-		view_put(view);
-		if (err)
-			return err;
-	}
-	return reason_set(why, -EBUSY, "%s is being changed by another program", source->path);
-}
-
 static int open_view(struct store *store, const struct vm_snapshot *snapshot, const struct vm_disk *disk, struct disk_file **ret,
 		     struct reason *why)
 {
@@ -81,7 +49,7 @@ static int open_view(struct store *store, const struct vm_snapshot *snapshot, co
 	struct disk_source source = {disk->path, disk->format, disk->snapshot};
 	if (!file)
 		return -ENOMEM;
-	int err = open_locked(store, &source, &file->view, why);
+	int err = layers_open_locked(store, &source, &file->view, why);
 	/* A VM's disk of now isn't frozen: its owner may go on writing to it. */
 	if (!err && snapshot && (err = frozen_new(store, file->view, disk->path, disk->snapshot, &file->frozen, why)))
 		view_unlock(file->view);

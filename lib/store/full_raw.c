@@ -287,7 +287,7 @@ static int fill_from(struct checkpoints *checkpoints, struct job *job, struct vi
 	if (spec.from > size)
 		spec.from = 0;
 	/* Nobody writes to what is being copied. */
-	int err = view_lock(view, why);
+	int err = merge_lock_view(view, why);
 	if (err)
 		return err;
 	err = save_checkpoint(checkpoints, spec.from);

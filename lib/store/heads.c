@@ -199,12 +199,15 @@ struct open_head *head_lookup(struct store *store, const struct vm_disk *disk)
 
 int head_reattach(struct store *store, struct open_head *oh, const struct vm_disk *disk, struct reason *why)
 {
-	struct view *beneath = NULL;
+	int err = -ESTALE;
 	set_layer(store, oh, disk->layer);
-	int err = beneath_open(store, disk, &beneath, why);
-	if (!err)
-		err = head_attach(store, oh, disk->layer, beneath, why);
-	view_put(beneath);
+	for (unsigned i = 0; i < OPEN_TRIES && err == -ESTALE; i++) {
+		struct view *beneath = NULL;
+		err = beneath_open(store, disk, &beneath, why);
+		if (!err)
+			err = head_attach(store, oh, disk->layer, beneath, why);
+		view_put(beneath);
+	}
 	return err;
 }
 
@@ -368,6 +371,20 @@ static bool passes_through(struct store *store, const struct view *view, char (*
 	return false;
 }
 
+static int replace_beneath(struct store *store, struct open_head *oh)
+{
+	struct view *fresh = NULL;
+	int err = layers_open_beneath(store, oh->layer, &fresh, NULL);
+	if (err || !fresh)
+		return err;
+	pthread_rwlock_wrlock(&oh->swap);
+	if (oh->head && !(err = head_relock(oh, fresh, NULL)))
+		head_replace_below(oh->head, fresh);
+	pthread_rwlock_unlock(&oh->swap);
+	view_put(fresh);
+	return err;
+}
+
 /* The caller holds the VM's change lock. */
 static int reopen_beneath(struct store *store, struct open_head *oh, char (*names)[LAYER_NAME_MAX], size_t nr)
 {
@@ -378,15 +395,9 @@ static int reopen_beneath(struct store *store, struct open_head *oh, char (*name
 	view_put(old);
 	if (!affected)
 		return 0;
-	struct view *fresh = NULL;
-	int err = layers_open_beneath(store, oh->layer, &fresh, NULL);
-	if (err || !fresh)
-		return err;
-	pthread_rwlock_wrlock(&oh->swap);
-	if (oh->head && !(err = head_relock(oh, fresh, NULL)))
-		head_replace_below(oh->head, fresh);
-	pthread_rwlock_unlock(&oh->swap);
-	view_put(fresh);
+	int err = -ESTALE;
+	for (unsigned i = 0; i < OPEN_TRIES && err == -ESTALE; i++)
+		err = replace_beneath(store, oh);
 	return err;
 }
 

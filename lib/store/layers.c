@@ -259,6 +259,37 @@ int layers_open_view(struct store *store, const struct disk_source *source, stru
 	return err;
 }
 
+/* Whether the files are still what they were when they were opened: asked once their locks are ours. The image of an internal
+ * snapshot may go on changing: the snapshot doesn't. */
+static bool is_current(const struct view *view)
+{
+	for (size_t i = view_snapshot(view) ? 1 : 0; i < view_depth(view); i++)
+		if (!image_is_current(view_layer(view, i)))
+			return false;
+	return true;
+}
+
+int layers_open_locked(struct store *store, const struct disk_source *source, struct view **ret, struct reason *why)
+{
+	for (int attempt = 0; attempt < OPEN_TRIES; attempt++) {
+		struct view *view = NULL;
+		int err = layers_open_view(store, source, &view, why);
+		if (err)
+			return err;
+		err = view_lock(view, why);
+		if (!err && is_current(view)) {
+			*ret = view;
+			return 0;
+		}
+		if (!err)
+			view_unlock(view);
+		view_put(view);
+		if (err && err != -ESTALE)
+			return err;
+	}
+	return reason_set(why, -EBUSY, "%s is being changed by another program", source->path);
+}
+
 int layers_open_beneath(struct store *store, const char *name, struct view **ret, struct reason *why)
 {
 	struct image *image = NULL;

@@ -116,8 +116,12 @@ void layer_abandon(struct store *store, const char *name);
  * the next start knows. */
 void layer_drop(struct store *store, const char *name, bool tried);
 
+#define OPEN_TRIES 3 /* of a chain that is written into while it is opened */
+
 /* view_open() of a chain that may go through layers of the store: a merge doesn't get in between. */
 int layers_open_view(struct store *store, const struct disk_source *source, struct view **ret, struct reason *why);
+/* The same, locked, with all files as they are now. -EBUSY: see view_lock(); or they don't stop changing. */
+int layers_open_locked(struct store *store, const struct disk_source *source, struct view **ret, struct reason *why);
 /* What lies beneath the layer NAME, by its header; NULL: nothing. */
 int layers_open_beneath(struct store *store, const char *name, struct view **ret, struct reason *why);
 

@@ -57,6 +57,8 @@ static int merge_frozen(struct merge *m, struct reason *why)
 {
 	struct stat owner;
 	int err = merge_open_dest(m, why);
+	if (!err && m->into)
+		err = merge_check_readers(m, NULL, why);
 	if (!err && m->into + 1 < m->run.nr)
 		err = merge_pull(m, why);
 	if (!err && m->into)

@@ -14,7 +14,7 @@
 
 #define REST_MAX   (4u << 20) /* is written while the guest waits */
 #define ROUNDS_MAX 8u	      /* a guest that writes faster than we do is made to wait */
-#define OPEN_TRIES 100u	      /* ten milliseconds each: somebody has the file open for a moment */
+#define REOPEN_TRIES 100u     /* ten milliseconds each: somebody has the file open for a moment */
 
 /* The head while we hold it. */
 struct hold {
@@ -219,7 +219,7 @@ static int reopen(struct hold *h)
 	struct reason why = {0};
 	const struct vm_disk *disk = &h->now->disks[h->disk];
 	int err = head_reattach(h->m->store, h->oh, disk, &why);
-	for (unsigned i = 0; err == -EBUSY && i < OPEN_TRIES; i++) {
+	for (unsigned i = 0; err == -EBUSY && i < REOPEN_TRIES; i++) {
 		usleep(10000);
 		err = head_reattach(h->m->store, h->oh, disk, &why);
 	}
@@ -470,9 +470,22 @@ static int make_room(struct merge *m, struct reason *why)
 	return err;
 }
 
+static int check_readers(struct merge *m, struct reason *why)
+{
+	struct hold h;
+	int err = hold_begin(m, &h, why);
+	if (err)
+		return err;
+	err = merge_check_readers(m, h.oh->locked, why);
+	int close_err = hold_end(&h);
+	return err ? err : close_err;
+}
+
 static int push_head(struct merge *m, struct reason *why)
 {
 	int err = merge_open_dest(m, why);
+	if (!err)
+		err = check_readers(m, why);
 	if (!err && m->into_raw)
 		err = make_room(m, why);
 	if (!err && m->into + 1 < m->run.nr)

@@ -21,15 +21,32 @@
 
 /* --- the destination ------------------------------------------------------------------------------------------------ */
 
-/* What is pushed shows to who reads the destination by itself: where another program does, the top takes up all. */
-static int claim_dest(struct merge *m, struct reason *why)
+/* What is pushed shows to who reads the destination by itself: where somebody does, the top takes up all. */
+static int cannot_push(struct merge *m, int err)
 {
-	int err = m->into ? head_claim(m->dest, m->store->images, why) : 0;
-	if (!err)
-		return 0;
 	merge_close_dest(m);
 	m->pull_only = err == -EBUSY && !m->into_raw;
 	return m->pull_only ? MERGE_AGAIN : err;
+}
+
+static int claim_dest(struct merge *m, struct reason *why)
+{
+	int err = m->into ? head_claim(m->dest, m->store->images, why) : 0;
+	return err ? cannot_push(m, err) : 0;
+}
+
+int merge_check_readers(struct merge *m, const struct view *beneath_head, struct reason *why)
+{
+	auto_free struct stat *over = mem_new_array(m->into, sizeof *over);
+	int err = over ? 0 : -ENOMEM;
+	for (size_t i = 0; !err && i < m->into; i++) {
+		const struct layer_place at = layer_place(m->store, m->run.names[i]);
+		if (fstatat(at.dirfd, at.name, &over[i], AT_SYMLINK_NOFOLLOW) < 0)
+			err = -errno;
+	}
+	if (!err && views_read_without(m->store->images, beneath_head, &m->dest_st, over, m->into))
+		err = cannot_push(m, reason_set(why, -EBUSY, "%s is read by who opened it before it became what it is now", m->run.names[m->into]));
+	return err;
 }
 
 int merge_open_dest(struct merge *m, struct reason *why)
@@ -78,6 +95,11 @@ int merge_view_error(struct view *view, int err, struct reason *why)
 	while (i && image_is_unchanged(view_layer(view, i)))
 		i--;
 	return reason_set(why, -EBUSY, "%s was changed by another program while it was copied", image_path(view_layer(view, i)));
+}
+
+int merge_lock_view(struct view *view, struct reason *why)
+{
+	return merge_view_error(view, view_lock(view, why), why);
 }
 
 /* --- pieces --------------------------------------------------------------------------------------------------------- */
@@ -167,7 +189,7 @@ int merge_pull(struct merge *m, struct reason *why)
 		return merge_rebase_again(m, m->dest, NULL, why);
 	}
 	/* Nobody else writes to what is being copied. */
-	int err = view_lock(below, why);
+	int err = merge_lock_view(below, why);
 	if (!err) {
 		merge_plan_pull(m, below);
 		err = head_pull(m->dest, m->nr_pulled, 0, 0, NULL); /* begins it, should there be nothing to do */
@@ -250,7 +272,7 @@ static int rebase(struct merge *m, struct head *head, struct open_head *oh, bool
 	if (!err && again && !view_equal(to.view, to.beneath))
 		err = reason_set(why, -EBUSY, "%s lies over something else than what is to be merged", m->run.names[m->into]);
 	if (!err && oh && to.view)
-		err = head_relock(oh, to.view, why);
+		err = merge_view_error(to.view, head_relock(oh, to.view, why), why);
 	if (!err) {
 		pthread_rwlock_wrlock(&m->store->layout);
 		err = rebase_locked(m, head, &to);
@@ -411,7 +433,7 @@ int merge_push(struct merge *m, size_t first, size_t nr_layers, struct reason *w
 	if (err)
 		return err;
 	layers_spoil_run(m->store, &m->run, m->into);
-	err = view_lock(push.above, why);
+	err = merge_lock_view(push.above, why);
 	if (!err) {
 		err = merge_each(m, push.above, nr_layers, view_virtual_size(push.above), push_piece, &push);
 		err = merge_view_error(push.above, err, why);

@@ -17,7 +17,7 @@ struct merge {
 	bool into_raw; /* the destination is a raw file, which becomes the disk: vm.xml names it then */
 	uint64_t nr_unflushed; /* bytes */
 	size_t nr_pulled; /* layers, from what lies beneath the destination on */
-	bool pull_only; /* nothing can take the top's place: the sizes differ, or another program reads it */
+	bool pull_only; /* nothing can take the top's place: the sizes differ, or somebody reads it by itself */
 	struct head *dest; /* open, unless it is a head in use */
 	struct stat dest_st; /* when it was opened */
 };
@@ -27,12 +27,19 @@ struct merge {
 
 /* Opens names[into], which nobody writes to, as the destination. */
 int merge_open_dest(struct merge *m, struct reason *why);
+/* Before a push: whether some of us read the destination not through all that is to be pushed into it, as who has had a disk open since before a job put it
+ * over something else. Then it is closed. BENEATH_HEAD: what the run's head itself has locked; NULL: the run has none. -EBUSY, or MERGE_AGAIN: the next
+ * attempt doesn't push. */
+int merge_check_readers(struct merge *m, const struct view *beneath_head, struct reason *why);
 /* Writes it back, stable and clean. */
 int merge_close_dest(struct merge *m);
 
 /* What an attempt that failed with ERR while it read VIEW ends with. -ESTALE is for jobs whose work nobody needs any more; here it is -EBUSY, and WHY names
  * the file that another program has changed, or MERGE_AGAIN where none was. */
 int merge_view_error(struct view *view, int err, struct reason *why);
+
+/* view_lock(), with that in the place of -ESTALE. */
+int merge_lock_view(struct view *view, struct reason *why);
 
 /* One piece of work; RET_STORED: bytes that were written. */
 typedef int (*merge_fn)(struct merge *m, void *ctx, uint64_t guest_off, uint64_t len, uint64_t *ret_stored);

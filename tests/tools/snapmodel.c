@@ -33,7 +33,7 @@
 #define DISK_MIN      (256u << 10)
 #define DISK_MAX      (1u << 20)
 #define NR_RECENT     6
-#define NR_HELD	      3
+#define NR_HELD	      8
 #define NR_HISTORY    60
 #define NR_WORLDS     4
 #define WAIT_SECONDS  60
@@ -99,6 +99,8 @@ static bool was_cancelled; /* since the mount: then layers may be left unmerged 
 static struct held {
 	int fd;
 	struct blob *blob;
+	char path[400];
+	unsigned long since; /* step */
 } held[NR_HELD]; /* views that were opened, of snapshots that may be gone */
 static int head_fds[NR_VMS][NR_SLOTS];
 static unsigned long counts[16];
@@ -1704,7 +1706,8 @@ static void do_hold(void)
 	if (h->fd >= 0) {
 		/* Not from the page cache. */
 		posix_fadvise(h->fd, 0, 0, POSIX_FADV_DONTNEED);
-		if (!bytes_match("a disk that was opened before", load(h->fd, "a disk that was opened before"), h->blob))
+		const char *what = text("%s, opened at step %lu", h->path, h->since);
+		if (!bytes_match(what, load(h->fd, what), h->blob))
 			fail("%s", mismatch);
 		if (chance(50))
 			return;
@@ -1718,6 +1721,9 @@ static void do_hold(void)
 	if (h->fd < 0)
 		fail("%s: %s", path, strerror(errno));
 	blob_set(&h->blob, snapshot->state.disks[slot]);
+	snprintf(h->path, sizeof h->path, "%s@%s/%s", vm->name, snapshot->name, targets[slot]);
+	h->since = step;
+	note("open %s;", h->path);
 }
 
 static void do_look(void)
@@ -1762,7 +1768,7 @@ static const struct {
 	void (*run)(void);
 } operations[] = {
 	{300, do_write},  {150, do_snapshot}, {120, do_delete}, {30, do_rename},    {70, do_restore}, {60, do_preview}, {120, do_end_preview},
-	{70, do_clone},	  {35, do_remove},    {10, do_rename_vm}, {25, do_configure}, {60, do_hold},	{15, do_look},	  {4, do_cancel},
+	{70, do_clone},	  {35, do_remove},    {10, do_rename_vm}, {25, do_configure}, {150, do_hold},	{15, do_look},	  {4, do_cancel},
 	{12, do_kill},	  {20, do_flatten},
 };
 
