@@ -135,6 +135,13 @@ struct reading {
 	size_t nr_domains, cap_domains;
 };
 
+/* And that was told. */
+static bool was_unread(const struct look *look, const struct source_file *file)
+{
+	const struct source_file *was = source_find(&look->found->source, file->path);
+	return was && was->stamp == file->stamp && was->kind == SOURCE_UNREAD;
+}
+
 /* Of many at a time. */
 static void read_domain(void *ctx, size_t i)
 {
@@ -145,7 +152,7 @@ static void read_domain(void *ctx, size_t i)
 	struct reason why = {0};
 	vm->path = strdup(domain->file->path);
 	domain->err = vm->path ? libvirt_read(store, domain->file, vm, &why) : -ENOMEM;
-	if (domain->err && domain->err != -ENOMEM)
+	if (domain->err && domain->err != -ENOMEM && !was_unread(reading->look, domain->file))
 		store_event(store, NULL, "a VM isn't shown: %s", *why.text ? why.text : strerror(-domain->err));
 }
 
@@ -158,7 +165,8 @@ static int drop_failed(struct reading *reading)
 		if (reading->domains[i].err == -ENOMEM)
 			return -ENOMEM;
 		if (reading->domains[i].err) {
-			reading->domains[i].file->kind = SOURCE_OTHER; /* until it changes */
+			/* Until it changes, or is tried again. */
+			reading->domains[i].file->kind = source_error_may_pass(reading->domains[i].err) ? SOURCE_UNREAD : SOURCE_OTHER;
 			found_vm_done(&look->vms[reading->domains[i].vm]);
 		}
 	}
@@ -451,19 +459,27 @@ static void tell_unread(const struct look *look)
 			    strerror(-now->unread_err));
 }
 
+static bool has_unread(const struct source *source)
+{
+	bool any = false;
+	for (size_t i = 0; i < source->nr_files && !any; i++)
+		any = source->files[i].kind == SOURCE_UNREAD;
+	return any;
+}
+
 static void refresh_locked(struct store *store)
 {
 	struct found *found = store->found;
 	struct look look = {.store = store, .found = found};
 	bool again = found->retry_ms && now_ms() >= found->retry_ms;
-	int err = source_walk(store, &found->source, &look.source);
+	int err = source_walk(store, &found->source, again, &look.source);
 	if (err)
 		return;
 	tell_unread(&look);
 	bool same = !again && source_equal(&look.source, &found->source) && !atomic_load(&found->incomplete) && !snapshots_changed(store);
 	if (!same) {
 		err = look_again(&look);
-		found->retry_ms = found->facts->any_unread ? now_ms() + RETRY_MS : 0;
+		found->retry_ms = found->facts->any_unread || has_unread(&look.source) ? now_ms() + RETRY_MS : 0;
 	}
 	source_done(&found->source);
 	if (err)

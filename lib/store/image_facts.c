@@ -98,15 +98,9 @@ static int fact_read(struct store *store, struct image_fact *fact)
 	return err;
 }
 
-/* Of the disk or of us, perhaps only now. */
-static bool may_pass(int err)
-{
-	return err == -EIO || err == -ESTALE || err == -ETIMEDOUT || err == -EMFILE || err == -ENFILE;
-}
-
 void fact_note_unread(struct fact_scan *scan, struct image_fact *fact, int err)
 {
-	if (!may_pass(err))
+	if (!source_error_may_pass(err))
 		return;
 	fact->stamp = 0;
 	scan->any_unread = true;
@@ -117,7 +111,7 @@ static bool take_known(struct fact_scan *scan, const char *key, struct image_fac
 {
 	uint32_t id = intern_lookup(&scan->known->keys, key);
 	struct image_fact *old = id ? &scan->known->facts[id - 1] : NULL;
-	if (!old || !old->path || old->stamp != fact->stamp || may_pass(old->err) || strcmp(old->named, fact->named) != 0)
+	if (!old || !old->path || old->stamp != fact->stamp || source_error_may_pass(old->err) || strcmp(old->named, fact->named) != 0)
 		return false;
 	fact_done(fact);
 	*fact = *old;

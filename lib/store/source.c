@@ -92,6 +92,7 @@ static const struct source_dir *find_dir(const struct source *source, const char
 struct walk {
 	struct store *store;
 	const struct source *old;
+	bool again;
 	struct source *source;
 };
 
@@ -158,7 +159,8 @@ static int add_file(struct walk *walk, const char *path, const struct stat *st)
 		return -ENOMEM;
 	source->nr_files++;
 	const struct source_file *known = source_find(walk->old, path);
-	file->kind = known && known->stamp == file->stamp ? known->kind : source_classify(walk->store, path);
+	bool same = known && known->stamp == file->stamp, unread = same && known->kind == SOURCE_UNREAD;
+	file->kind = same && !(unread && walk->again) ? known->kind : source_classify(walk->store, path, unread);
 	return 0;
 }
 
@@ -258,10 +260,10 @@ static int walk_dir(struct walk *walk, int parent_fd, const char *name, struct l
 	return err;
 }
 
-int source_walk(struct store *store, const struct source *old, struct source *ret)
+int source_walk(struct store *store, const struct source *old, bool again, struct source *ret)
 {
 	struct source source = {0};
-	struct walk walk = {.store = store, .old = old, .source = &source};
+	struct walk walk = {.store = store, .old = old, .again = again, .source = &source};
 	struct listing top = {.path = store->source_dir};
 	int err = walk_dir(&walk, AT_FDCWD, store->source_dir, &top);
 	if (err) {

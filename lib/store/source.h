@@ -19,6 +19,7 @@ enum source_kind {
 	SOURCE_OTHER,
 	SOURCE_DOMAIN, /* XML with the root <domain> */
 	SOURCE_IMAGE,
+	SOURCE_UNREAD, /* what it is couldn't be read, of which another attempt may know more */
 };
 
 struct source_file {
@@ -50,14 +51,18 @@ uint64_t stamp_make(const struct stat *st);
 /* Whether what was read from a file or directory just now would look the same after another change at once: its clock may not have moved on. */
 bool stamp_is_fresh(const struct stat *st);
 
-/* Lists the store's SOURCE. A directory that can't be read is left out and counted. What is the same in OLD keeps its kind, the rest is looked into. */
-int source_walk(struct store *store, const struct source *old, struct source *ret);
+/* Lists the store's SOURCE. A directory that can't be read is left out and counted. What is the same in OLD keeps its kind (AGAIN: but what is unread), the rest is
+ * looked into. */
+int source_walk(struct store *store, const struct source *old, bool again, struct source *ret);
 void source_done(struct source *source);
 
 bool source_equal(const struct source *a, const struct source *b);
 
-/* Looks at the name and, where that doesn't tell, into the file. What can't be read is an event. */
-enum source_kind source_classify(struct store *store, const char *path);
+/* Looks at the name and, where that doesn't tell, into the file. What can't be read is an event, unless that was TOLD before. */
+enum source_kind source_classify(struct store *store, const char *path, bool told);
+
+/* Whether what failed with ERR may be read later though it doesn't change: the disk's fault, or want of descriptors. */
+bool source_error_may_pass(int err);
 
 /* NULL: not there. */
 const struct source_file *source_find(const struct source *source, const char *path);

@@ -52,7 +52,17 @@ static int root_name(const char *text, size_t len, char name[32], struct reason 
 	return 0;
 }
 
-static enum source_kind classify_xml(struct store *store, const char *path)
+bool source_error_may_pass(int err)
+{
+	return err == -EIO || err == -ESTALE || err == -ETIMEDOUT || err == -EMFILE || err == -ENFILE;
+}
+
+static enum source_kind kind_after(int err)
+{
+	return source_error_may_pass(err) ? SOURCE_UNREAD : SOURCE_OTHER;
+}
+
+static enum source_kind classify_xml(struct store *store, const char *path, bool told)
 {
 	struct reason why = {0};
 	struct stat st;
@@ -63,10 +73,10 @@ static enum source_kind classify_xml(struct store *store, const char *path)
 	int err = fd < 0 ? fd : file_load(fd, XML_TEXT_MAX, &text, &len);
 	if (!err)
 		err = root_name(text, len, name, &why);
-	if (err) {
+	if (err && !told)
 		store_event(store, NULL, "%s can't be read: %s; its VM isn't shown", path, *why.text ? why.text : strerror(-err));
-		return SOURCE_OTHER;
-	}
+	if (err)
+		return kind_after(err);
 	return strcmp(name, "domain") == 0 ? SOURCE_DOMAIN : SOURCE_OTHER;
 }
 
@@ -75,9 +85,10 @@ static enum source_kind classify_by_magic(const char *path)
 	char magic[4];
 	struct stat st;
 	auto_close int fd = source_open(path, &st);
-	if (fd < 0 || file_read(fd, magic, sizeof magic, 0) != sizeof magic)
-		return SOURCE_OTHER;
-	return memcmp(magic, "QFI\xfb", 4) == 0 ? SOURCE_IMAGE : SOURCE_OTHER;
+	ssize_t n = fd < 0 ? fd : file_read(fd, magic, sizeof magic, 0);
+	if (n < 0)
+		return kind_after((int)n);
+	return n == sizeof magic && memcmp(magic, "QFI\xfb", 4) == 0 ? SOURCE_IMAGE : SOURCE_OTHER;
 }
 
 static bool ends_with_xml(const char *path)
@@ -86,10 +97,10 @@ static bool ends_with_xml(const char *path)
 	return len > 4 && strcmp(path + len - 4, ".xml") == 0;
 }
 
-enum source_kind source_classify(struct store *store, const char *path)
+enum source_kind source_classify(struct store *store, const char *path, bool told)
 {
 	const char *name = strrchr(path, '/') + 1;
 	if (ends_with_xml(name))
-		return classify_xml(store, path);
+		return classify_xml(store, path, told);
 	return bare_is_image_name(name) ? SOURCE_IMAGE : classify_by_magic(path);
 }

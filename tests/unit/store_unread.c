@@ -1,4 +1,5 @@
-/* An image in SOURCE that couldn't be read, for a while: its VM gets its snapshots once it can be, though the file is the same. */
+/* An image, or a domain's XML, in SOURCE that couldn't be read, for a while: its VM gets its snapshots, or is shown, once it can be, though the file is the
+ * same. */
 #include <stdatomic.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -20,6 +21,22 @@ ssize_t pread64(int fd, void *buf, size_t len, off_t off)
 	return syscall(SYS_pread64, fd, buf, len, off);
 }
 
+static void make_unreadable(const char *name)
+{
+	char path[400];
+	struct stat st;
+	snprintf(path, sizeof path, "%s/src/%s", dir, name);
+	CHECK(stat(path, &st) == 0);
+	unreadable = st.st_ino;
+}
+
+/* Until it was tried again, in vain or not. */
+static void wait_while(bool (*unchanged)(void))
+{
+	for (int i = 0; i < 200 && unchanged(); i++)
+		usleep(100000);
+}
+
 static size_t nr_snapshots(void)
 {
 	struct vm *vm = store_find(store, PLACE_VMS, "top");
@@ -29,27 +46,65 @@ static size_t nr_snapshots(void)
 	return nr;
 }
 
+static bool has_one_snapshot(void)
+{
+	return nr_snapshots() == 1;
+}
+
+static bool lacks_domain(void)
+{
+	struct vm *vm = store_find(store, PLACE_VMS, "web");
+	vm_put(vm);
+	return !vm;
+}
+
+static unsigned before;
+
+static bool lacks_domain_untried(void)
+{
+	return lacks_domain() && nr_failed == before;
+}
+
+static bool has_one_snapshot_untried(void)
+{
+	return has_one_snapshot() && nr_failed == before;
+}
+
+static void image(void)
+{
+	make_unreadable("base.qcow2");
+	store = store_at("src", false);
+	CHECK(has_one_snapshot() && nr_events("base.qcow2") == 1);
+	before = nr_failed;
+	wait_while(has_one_snapshot_untried);
+	CHECK(has_one_snapshot() && nr_failed > before);
+	unreadable = 0;
+	wait_while(has_one_snapshot);
+	CHECK(nr_snapshots() == 2 && nr_events("base.qcow2") == 1); /* trying again in vain isn't worth a word */
+	store_close(store);
+}
+
+static void domain(void)
+{
+	put_file("src/web.xml", "<domain type='kvm'><name>web</name><memory>1024</memory><os><type>hvm</type></os></domain>\n");
+	make_unreadable("web.xml");
+	store = store_at("src", false);
+	CHECK(lacks_domain() && nr_events("web.xml") == 1);
+	before = nr_failed;
+	wait_while(lacks_domain_untried);
+	CHECK(lacks_domain() && nr_failed > before);
+	unreadable = 0;
+	wait_while(lacks_domain);
+	CHECK(!lacks_domain() && nr_events("web.xml") == 1);
+	store_close(store);
+}
+
 int main(void)
 {
-	char path[400];
-	struct stat st;
 	dir_init();
 	run("cd %s/src && qemu-img create -q -f qcow2 base.qcow2 1M && qemu-img snapshot -c s1 base.qcow2 && qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 top.qcow2", dir);
-	snprintf(path, sizeof path, "%s/src/base.qcow2", dir);
-	CHECK(stat(path, &st) == 0);
-	unreadable = st.st_ino;
-	store = store_at("src", false);
-	CHECK(nr_snapshots() == 1 && nr_events("base.qcow2") == 1);
-	/* Tried again in vain, which isn't worth a word. */
-	for (unsigned i = 0, before = nr_failed; i < 200 && nr_failed == before; i++) {
-		CHECK(nr_snapshots() == 1);
-		usleep(100000);
-	}
-	unreadable = 0;
-	for (int i = 0; i < 200 && nr_snapshots() == 1; i++)
-		usleep(100000);
-	CHECK(nr_snapshots() == 2 && nr_events("base.qcow2") == 1);
-	store_close(store);
+	image();
+	domain();
 	dir_done();
 	return 0;
 }
