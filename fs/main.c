@@ -176,6 +176,7 @@ static int serve(struct fs *fs, struct fuse_session *session, const struct optio
 		err = watch_start(fs, session, &watch);
 	if (!err)
 		err = loop_run(session, options->max_threads, &signals, &nr_hanging);
+	store_say_ending(fs->store);
 	disconnect(fs, session);
 	if (nr_hanging || !watch_stop(watch))
 		end_without_them(fs);

@@ -155,23 +155,60 @@ static void say_ended_in_order(struct store *store)
 		return; /* what is behind it doesn't matter */
 }
 
+#define TICK_MS	  20
+#define ENDING "ending\n" /* behind its pid: it has been unmounted, and will let go */
+#define NOTICE_MS 500	  /* until who has been unmounted knows */
+#define ENDING_MS 30000	  /* until what was written is on the disk */
+
+void store_say_ending(struct store *store)
+{
+	struct stat st;
+	/* Who doesn't find it there isn't waited for. */
+	if (store->writable && fstat(store->lock_fd, &st) == 0 && file_write(store->lock_fd, ENDING, strlen(ENDING), (uint64_t)st.st_size) < 0)
+		return;
+}
+
+/* Who has the store, and whether it is about to let go. */
+static bool look_at_holder(struct store *store, char pid[16])
+{
+	char text[32] = "";
+	ssize_t n = file_read(store->lock_fd, text, sizeof text - 1, 0);
+	size_t len = n > 0 ? strcspn(text, "\n") : 0;
+	snprintf(pid, 16, "%.*s", (int)len, text);
+	return n > 0 && strstr(text, "\n" ENDING);
+}
+
+/* Where who has it is ending, the lock is waited for. */
+static int wait_for_lock(struct store *store, char pid[16])
+{
+	const struct timespec tick = {.tv_nsec = TICK_MS * 1000000L};
+	bool ending = false;
+	for (unsigned waited = 0; flock(store->lock_fd, LOCK_EX | LOCK_NB) < 0; waited += TICK_MS) {
+		if (errno != EWOULDBLOCK)
+			return -errno;
+		ending = look_at_holder(store, pid);
+		if (waited >= (ending ? ENDING_MS : NOTICE_MS))
+			return -EBUSY;
+		nanosleep(&tick, NULL);
+	}
+	return 0;
+}
+
 /* flock(2): the lock goes with the open file description, through the fork that makes the daemon, and away with it. */
 static int take_lock(struct store *store, struct reason *why)
 {
+	char pid[16] = "";
 	store->lock_fd = openat(store->store_fd, "lock", O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
 	if (store->lock_fd < 0)
 		return -errno;
-	if (flock(store->lock_fd, LOCK_EX | LOCK_NB) == 0) {
-		store->is_settled = has_ended_in_order(store);
-		return write_pid(store);
-	}
-	if (errno != EWOULDBLOCK)
-		return reason_set(why, -errno, "%s/lock: %s", store->store_dir, strerror(errno));
-	char pid[16] = "";
-	ssize_t n = file_read(store->lock_fd, pid, sizeof pid - 1, 0);
-	pid[n > 0 ? strcspn(pid, "\n") : 0] = '\0';
-	return reason_set(why, -EBUSY, "the store %s is in use by another vmsnapfs (process %s); unmount that first, or name another store with -o store=DIR",
-			  store->store_dir, pid);
+	int err = wait_for_lock(store, pid);
+	if (err == -EBUSY)
+		return reason_set(why, err, "the store %s is in use by another vmsnapfs (process %s); unmount that first, or name another store with -o store=DIR",
+				  store->store_dir, pid);
+	if (err)
+		return reason_set(why, err, "%s/lock: %s", store->store_dir, strerror(-err));
+	store->is_settled = has_ended_in_order(store);
+	return write_pid(store);
 }
 
 static bool means_read_only(int err)

@@ -60,6 +60,8 @@ struct store;
 int store_open(const struct store_config *config, struct store **ret, struct reason *why);
 /* Starts the background threads: after the daemon has forked. */
 int store_start(struct store *store);
+/* It has been unmounted: who opens the store now waits for store_close(), instead of being refused. */
+void store_say_ending(struct store *store);
 /* Ends jobs (they go on at the next start) and closes all. Every disk file must be closed. */
 void store_close(struct store *store);
 bool store_is_writable(const struct store *store);

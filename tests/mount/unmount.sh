@@ -17,3 +17,19 @@ for ((round = 0; round < 200; round++)); do
 	"$BUILD/tools/quickumount" mnt mnt/clones/vm/disks/*
 	wait "$daemon" || fail "round $round: the daemon ended with status $?: $(cat log)"
 done
+
+# Who mounts again at once waits for the daemon that is ending; who doesn't unmount is told whose the store is.
+say mounting again
+mkdir other
+for round in 1 2 3; do
+	mount_at src mnt
+	first=$daemon
+	mount_refused "process $first" src other
+	dd if=/dev/urandom of=mnt/clones/vm/disks/vda.img bs=64K count=1 conv=notrunc status=none
+	kill -STOP "$first"
+	umount mnt
+	(sleep 0.2 && kill -CONT "$first") &
+	mount_at src mnt
+	unmount mnt
+	wait_until 10 gone "$first"
+done
