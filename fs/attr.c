@@ -9,7 +9,8 @@
 #include "fs/tree.h"
 #include "meta/action.h"
 
-#define SECTOR 512
+#define SECTOR	     512
+#define SIZE_UNKNOWN SECTOR /* tar and others don't open what has no bytes, and would store a disk that can't be read as an empty file, without a word */
 
 mode_t attr_type(enum node_kind kind)
 {
@@ -164,15 +165,29 @@ static void fill_common(struct fs *fs, const struct place *place, struct stat *s
 
 /* --- kinds of files ------------------------------------------------------------------------------------------------- */
 
+/* Of a disk that can't be read. Who has it open goes on reading: it ends for him where it did. */
+static uint64_t size_when_opened(struct fs *fs, const struct place *place)
+{
+	struct handle *handle = handles_find_disk(fs->handles, place_ino(place));
+	if (!handle)
+		return SIZE_UNKNOWN;
+	uint64_t virtual_size = disk_virtual_size(handle->disk);
+	handle_put(fs, handle);
+	return virtual_size;
+}
+
 static void fill_disk(struct fs *fs, const struct place *place, const struct handle *handle, pid_t thread, struct stat *st)
 {
 	struct disk_stat ds = {.uid = st->st_uid, .gid = st->st_gid, .mode = 0400, .mtime = st->st_mtim};
+	int err = 0;
 	if (handle && handle->kind == HANDLE_DISK)
-		disk_fstat(handle->disk, &ds);
+		err = disk_fstat(handle->disk, &ds);
 	else if (place->node.kind == NODE_MEMORY)
-		memory_stat(fs->store, place->vm, place->snapshot, &ds, NULL);
+		err = memory_stat(fs->store, place->vm, place->snapshot, &ds, NULL);
 	else
-		disk_stat(fs->store, place->vm, place->snapshot, place->disk, &ds, NULL);
+		err = disk_stat(fs->store, place->vm, place->snapshot, place->disk, &ds, NULL);
+	if (err)
+		ds.virtual_size = ds.allocated = size_when_opened(fs, place);
 	st->st_size = (off_t)ds.virtual_size;
 	st->st_mode = S_IFREG | ds.mode;
 	st->st_uid = ds.uid;

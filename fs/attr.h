@@ -9,7 +9,7 @@
 #define ATTR_SECONDS 1.0
 
 /* As THREAD sees it: see callers.h. HANDLE: the open file that was asked, or NULL. A disk that can't be served has attributes too
- * (size 0). RET_TIMEOUT: seconds. */
+ * (its size, unless somebody has it open, is one sector). RET_TIMEOUT: seconds. */
 int attr_load(struct fs *fs, const struct place *place, const struct handle *handle, pid_t thread, struct stat *ret,
 	      double *ret_timeout);
 

@@ -11,11 +11,14 @@
 #include "fs/tree.h"
 #include "fs/xattr.h"
 
-static void reply_attr(fuse_req_t req, const struct place *place, const struct handle *handle)
+static void reply_attr(fuse_req_t req, const struct place *place, const struct handle *handle, struct fuse_file_info *fi)
 {
 	struct stat st;
 	double timeout;
 	int err = attr_load(ops_fs(req), place, handle, ops_thread(req), &st, &timeout);
+	/* Who reads asks where what he has opened ends. Under its name there may be something shorter now. */
+	if (!err && fi && ops_handle(fi)->kind == HANDLE_DISK)
+		st.st_size = (off_t)disk_virtual_size(ops_handle(fi)->disk);
 	if (err)
 		fuse_reply_err(req, -err);
 	else
@@ -24,11 +27,10 @@ static void reply_attr(fuse_req_t req, const struct place *place, const struct h
 
 void ops_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-	(void)fi;
 	struct fs *fs = ops_fs(req);
 	auto_place struct place place = {0};
 	if (place_open(fs, ino, &place) == 0) {
-		reply_attr(req, &place, NULL);
+		reply_attr(req, &place, NULL, fi);
 		return;
 	}
 	/* What has been removed may be open still. */
@@ -37,7 +39,7 @@ void ops_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		fuse_reply_err(req, ESTALE);
 		return;
 	}
-	reply_attr(req, handle->place, handle);
+	reply_attr(req, handle->place, handle, fi);
 	handle_put(fs, handle);
 }
 
@@ -111,7 +113,7 @@ void ops_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set, 
 	if (err)
 		ops_fail(req, &place, to_set & FUSE_SET_ATTR_SIZE ? "truncate" : "change", NULL, err, &why);
 	else
-		reply_attr(req, &place, handle);
+		reply_attr(req, &place, handle, NULL);
 }
 
 void ops_access(fuse_req_t req, fuse_ino_t ino, int mask)

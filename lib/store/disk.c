@@ -50,6 +50,9 @@ static int open_view(struct store *store, const struct vm_snapshot *snapshot, co
 	if (!file)
 		return -ENOMEM;
 	int err = layers_open_locked(store, &source, &file->view, why);
+	/* The disk is there: rsync and tar would take it for one that has just been removed, and go on as if nothing were the matter. */
+	if (err == -ENOENT)
+		err = -EIO;
 	/* A VM's disk of now isn't frozen: its owner may go on writing to it. */
 	if (!err && snapshot && (err = frozen_new(store, file->view, disk->path, disk->snapshot, &file->frozen, why)))
 		view_unlock(file->view);

@@ -354,13 +354,12 @@ static int lose(struct hold *h)
 static int take_over(struct hold *h, const char *name, const struct stat *owner, const struct overlay_facts *facts, struct reason *why)
 {
 	struct store *store = h->m->store;
-	const struct layer_place at = layer_place(store, name);
 	struct vm *next = vm_copy(h->now);
 	struct vm_disk *disk = next ? &next->disks[h->disk] : NULL;
 	auto_free char *path = layer_path(store, name);
 	int err = disk && path && text_set(&disk->layer, name) == 0 ? 0 : -ENOMEM;
 	if (!err && !S_ISBLK(facts->st.st_mode))
-		err = merge_look_like(at.dirfd, at.name, owner);
+		err = merge_look_like_top(h->m, owner);
 	if (err) {
 		vm_put(next);
 		return err;

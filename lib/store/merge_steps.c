@@ -482,10 +482,22 @@ static int take_place_locked(struct merge *m, struct reason *why)
 	return 0;
 }
 
+int merge_look_like_top(struct merge *m, const struct stat *owner)
+{
+	struct image_cache *images = m->store->images;
+	const struct layer_place dest = layer_place(m->store, m->run.names[m->into]);
+	int err = image_cache_expect_changes(images, m->dest_st.st_dev, m->dest_st.st_ino, true);
+	if (err)
+		return err;
+	err = merge_look_like(dest.dirfd, dest.name, owner);
+	image_cache_expect_changes(images, m->dest_st.st_dev, m->dest_st.st_ino, false);
+	return err;
+}
+
 int merge_take_place(struct merge *m, const struct stat *owner, struct reason *why)
 {
 	const struct layer_place dest = layer_place(m->store, m->run.names[m->into]);
-	int err = merge_look_like(dest.dirfd, dest.name, owner);
+	int err = merge_look_like_top(m, owner);
 	if (err)
 		return reason_set(why, err, "%s/%s: %s", dest.dir, dest.name, strerror(-err));
 	pthread_rwlock_wrlock(&m->store->layout);

@@ -66,6 +66,8 @@ int merge_take_place(struct merge *m, const struct stat *owner, struct reason *w
 
 /* Gives the file NAME in DIRFD the owner, mode and time of ST. */
 int merge_look_like(int dirfd, const char *name, const struct stat *st);
+/* The same for the destination, closed, which others may be opening just now: they don't take it for changed by somebody else. */
+int merge_look_like_top(struct merge *m, const struct stat *owner);
 
 /* The run's only layer, which lies over nothing, gets all its space: a frozen one, and a VM's disk now. */
 int merge_preallocate(struct merge *m, struct reason *why);

@@ -146,10 +146,10 @@ same $web/snapshots/patched/disks/vda.img want/patched-vda.img
 say "what can't be served says why, and hurts nothing else"
 ls -lR mnt >/dev/null
 refused "EUCLEAN|EIO" cat mnt/vms/broken/disks/vda.img
-refused ENOENT cat mnt/vms/lost/disks/vda.img
+refused EIO cat mnt/vms/lost/disks/vda.img
 [ "$(events_with mnt broken)" -gt 0 ] || fail "no event names the broken image"
 [ "$(events_with mnt cut.xml)" -gt 0 ] || fail "no event names cut.xml"
-refused ENOENT cat mnt/vms/lost/disks/vda.img
+refused EIO cat mnt/vms/lost/disks/vda.img
 contains "$(cat mnt/vms/lost/events)" not-there.qcow2
 # A file that an open has shown to be gone may come back.
 img create -f qcow2 "$src/images/not-there.qcow2" 1M
