@@ -686,7 +686,7 @@ int view_lock(struct view *view, struct reason *why)
 {
 	int err = register_lock(view);
 	if (err)
-		return reason_set(why, err, "%s was changed while it was opened", image_path(view->layers[0].image));
+		return reason_set(why, err, "%s, or what it lies over, was changed while it was opened", image_path(view->layers[0].image));
 	for (size_t i = 0; i < view->nr_layers; i++) {
 		err = image_lock(view->layers[i].image, lock_kind(view, i), why);
 		if (err) {
@@ -717,9 +717,11 @@ static bool has_file(const struct view *view, const struct stat *file)
 static bool reads_without(const struct view *view, const struct stat *file, const struct stat *over, size_t nr)
 {
 	bool has_all = true;
+	if (!has_file(view, file))
+		return false;
 	for (size_t i = 0; i < nr && has_all; i++)
 		has_all = has_file(view, &over[i]);
-	return !has_all && has_file(view, file);
+	return !has_all;
 }
 
 bool views_read_without(struct image_cache *cache, const struct view *but, const struct stat *file, const struct stat *over, size_t nr)

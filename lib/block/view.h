@@ -96,8 +96,8 @@ void view_access(const struct view *view, struct access *ret);
 
 /* Takes QEMU's image locks for reading on every layer, while somebody has the view open as a file: consistent read, and
  * nobody may write or resize. The top of an internal snapshot is only marked as read, as qemu-img -U would: its VM may
- * be running. -EBUSY: somebody writes to one of them. -ESTALE: one has been changed, or written to by us, since the view was opened; open it again.
- * Calls nest; each is undone by view_unlock(). */
+ * be running. -EBUSY: somebody writes to one of them. -ESTALE: we have written into one, or found it changed, since the view was opened: open
+ * it again. Calls nest, of which the outermost alone can say that; each is undone by view_unlock(). */
 int view_lock(struct view *view, struct reason *why);
 void view_unlock(struct view *view);
 

@@ -63,7 +63,9 @@ static int adopt_internal(struct store *store, struct open_head *oh, const struc
 {
 	struct vm *vm = NULL;
 	int i = 0;
-	int err = commit_pending(store, oh, from, &vm, &i, why);
+	int err = head_relock(oh, from->view, why);
+	if (!err)
+		err = commit_pending(store, oh, from, &vm, &i, why);
 	if (err)
 		return err;
 	const struct vm_disk *disk = &vm->disks[i];
@@ -112,10 +114,7 @@ static int adopt_locked(struct store *store, struct open_head *oh, struct frozen
 {
 	if (!oh->head || !head_is_blank(oh->head))
 		return NOT_SHARED;
-	int err = head_relock(oh, from->view, why);
-	if (err)
-		return err;
-	err = from->snapshot ? adopt_internal(store, oh, from, virtual_size, why) : adopt_file(store, oh, from, virtual_size, why);
+	int err = from->snapshot ? adopt_internal(store, oh, from, virtual_size, why) : adopt_file(store, oh, from, virtual_size, why);
 	if (err && !was_put_over(oh)) {
 		head_relock(oh, NULL, NULL);
 		layers_set_beneath(store, oh->layer, NULL);

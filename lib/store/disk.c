@@ -219,7 +219,7 @@ static int open_plain(struct store *store, const char *path, bool is_ours, struc
 	return 0;
 }
 
-/* The RAM is in one of the internal snapshots, the metadata doesn't say in which. */
+/* The RAM is in one of the internal snapshots, the metadata doesn't say in which. RET is locked. */
 static int open_vmstate(struct store *store, const struct vm_snapshot *snapshot, struct view **ret, struct reason *why)
 {
 	for (size_t i = (size_t)snapshot->memory_disk; i < snapshot->nr_disks; i++) {
@@ -228,13 +228,14 @@ static int open_vmstate(struct store *store, const struct vm_snapshot *snapshot,
 		if (!disk->snapshot || disk->error)
 			continue;
 		struct view *view = NULL;
-		int err = layers_open_view(store, &source, &view, why);
+		int err = layers_open_locked(store, &source, &view, why);
 		if (err)
 			return err;
 		if (view_snapshot(view)->vm_state_size) {
 			*ret = view;
 			return 0;
 		}
+		view_unlock(view);
 		view_put(view);
 	}
 	return reason_set(why, -ENOENT, "no disk of the snapshot holds RAM");
@@ -250,11 +251,11 @@ int memory_open(struct store *store, const struct vm *vm, const struct vm_snapsh
 	int err = path ? open_plain(store, path, vm->kind == VM_MANAGED, ret, why) : open_vmstate(store, snapshot, &view, why);
 	if (!err && view) {
 		*ret = file_new(store, DISK_FILE_VMSTATE);
-		err = *ret ? view_lock(view, why) : -ENOMEM;
+		err = *ret ? 0 : -ENOMEM;
 		if (!err)
 			(*ret)->view = view_ref(view);
 		else
-			file_free(*ret);
+			view_unlock(view);
 	}
 	view_put(view);
 	if (!err && snapshot)

@@ -14,7 +14,8 @@ struct freeze_item {
 	size_t disk; /* index in the description */
 	struct open_head *oh; /* NULL: nobody has it open */
 	struct overlay_facts facts; /* of one that isn't open */
-	struct view *below; /* of one that is: what lay beneath, kept locked until the new head is open */
+	struct view *below; /* of one that is: what lay beneath, kept locked until the new head is open; NULL also where it couldn't be */
+	bool had_below;
 	bool gate_closed;
 	bool closed; /* the old head */
 	char fresh[LAYER_NAME_MAX]; /* "": the disk is blank */
@@ -154,6 +155,7 @@ static int close_heads(struct freezing *f, struct reason *why)
 			continue;
 		/* Its locks are held on: a thousand layers aren't unlocked and locked again. */
 		item->below = head_below(item->oh->head);
+		item->had_below = item->below;
 		int err = item->below ? view_lock(item->below, why) : 0;
 		if (err)
 			view_put(take_ptr(item->below));
@@ -203,7 +205,7 @@ static int reopen(struct freezing *f, struct freeze_item *item, struct reason *w
 {
 	const char *old = f->frozen[item->disk].layer;
 	auto_free char *path = layer_path(f->store, old);
-	if (!path || strcmp(disk_of(f, item)->layer, item->fresh) != 0)
+	if (!path || item->had_below != !!item->below || strcmp(disk_of(f, item)->layer, item->fresh) != 0)
 		return head_reattach(f->store, item->oh, disk_of(f, item), why);
 	const struct disk_source top = {path, layer_format(old), NULL};
 	struct view *beneath = NULL;

@@ -142,7 +142,7 @@ int head_attach(struct store *store, struct open_head *oh, const char *layer, st
 	set_layer(store, oh, layer);
 	int err = head_relock(oh, beneath, why);
 	if (err)
-		return err;
+		return err == -ESTALE ? -EAGAIN : err;
 	err = open_layer(store, layer, beneath, &oh->head, why);
 	if (err) {
 		oh->lost_err = err;
@@ -199,16 +199,16 @@ struct open_head *head_lookup(struct store *store, const struct vm_disk *disk)
 
 int head_reattach(struct store *store, struct open_head *oh, const struct vm_disk *disk, struct reason *why)
 {
-	int err = -ESTALE;
+	int err = -EAGAIN;
 	set_layer(store, oh, disk->layer);
-	for (unsigned i = 0; i < OPEN_TRIES && err == -ESTALE; i++) {
+	for (unsigned i = 0; i < OPEN_TRIES && err == -EAGAIN; i++) {
 		struct view *beneath = NULL;
 		err = beneath_open(store, disk, &beneath, why);
 		if (!err)
 			err = head_attach(store, oh, disk->layer, beneath, why);
 		view_put(beneath);
 	}
-	return err;
+	return err == -EAGAIN ? reason_set(why, -EBUSY, "%s is being changed by another program", disk->path) : err;
 }
 
 /* A head that was lost (the disk was full when it should have been opened again, say) gets another chance with each new user. */
@@ -398,7 +398,7 @@ static int reopen_beneath(struct store *store, struct open_head *oh, char (*name
 	int err = -ESTALE;
 	for (unsigned i = 0; i < OPEN_TRIES && err == -ESTALE; i++)
 		err = replace_beneath(store, oh);
-	return err;
+	return err == -ESTALE ? -EBUSY : err;
 }
 
 /* The open heads of ENTRY; the caller frees. */

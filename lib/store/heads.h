@@ -83,7 +83,8 @@ bool heads_are_open(struct store *store, const struct entry *entry);
 /* The VM's layers go with the last who looks at them. The caller holds the change lock. */
 void heads_removed(struct store *store, const struct entry *entry);
 
-/* Opens LAYER over BENEATH (may be NULL), whose image locks it takes, into OH. The caller holds swap exclusively, or is alone. */
+/* Opens LAYER over BENEATH (may be NULL), whose image locks it takes, into OH. The caller holds swap exclusively, or is alone. -EAGAIN: something has been
+ * written into what lies beneath since BENEATH was opened. */
 int head_attach(struct store *store, struct open_head *oh, const char *layer, struct view *beneath, struct reason *why);
 /* Opens the layer of DISK again, over what lies beneath it. As head_attach(). */
 int head_reattach(struct store *store, struct open_head *oh, const struct vm_disk *disk, struct reason *why);

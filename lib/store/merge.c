@@ -56,9 +56,9 @@ static int choose(struct merge *m, struct reason *why)
 static int merge_frozen(struct merge *m, struct reason *why)
 {
 	struct stat owner;
-	int err = merge_open_dest(m, why);
-	if (!err && m->into)
-		err = merge_check_readers(m, NULL, why);
+	int err = m->into ? merge_check_readers(m, NULL, why) : 0;
+	if (!err)
+		err = merge_open_dest(m, why);
 	if (!err && m->into + 1 < m->run.nr)
 		err = merge_pull(m, why);
 	if (!err && m->into)
@@ -72,11 +72,11 @@ static int merge_frozen(struct merge *m, struct reason *why)
 	return merge_take_place(m, &owner, why);
 }
 
-/* Who has the old files open keeps their space, and would see what is written into them next: then nothing is. */
+/* Who has the old files open keeps their space. */
 static void let_go_of_old(struct merge *m)
 {
-	if (heads_reopen_beneath(m->store, m->run.names, m->run.nr) && layers_pin(m->store, m->run.names[0]) == 0)
-		store_event(m->store, NULL, "a disk over layer %s can't be opened anew: the layer isn't merged again before the next start",
+	if (heads_reopen_beneath(m->store, m->run.names, m->run.nr))
+		store_event(m->store, NULL, "a disk over layer %s can't be opened anew: the files that were merged take space until the disk is closed",
 			    m->run.names[0]);
 }
 

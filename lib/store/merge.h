@@ -14,8 +14,8 @@
  * takes the name that the disk has, and what it lies over a new one: vm.xml, and a domain that libvirt knows, name the disk as before.
  *
  * What a view of a deleted snapshot still reads is pinned by its top layer. Where somebody reads D without C, C takes up all instead: another program, or one
- * of us who has had a disk open since before it was made independent of D. While D is pushed into, nobody else gets to open it. Where one writes, the job
- * waits.
+ * of us who has had a disk open since before it was made independent of D. Where D is a raw file that is to become the disk, the job waits. While D is
+ * pushed into, nobody else gets to open it. Where one writes, the job waits.
  * Raw layers, files that aren't the store's, disks that are still being copied, and the state before a preview are let alone. */
 #ifndef STORE_MERGE_H
 #define STORE_MERGE_H

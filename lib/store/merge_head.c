@@ -482,9 +482,9 @@ static int check_readers(struct merge *m, struct reason *why)
 
 static int push_head(struct merge *m, struct reason *why)
 {
-	int err = merge_open_dest(m, why);
+	int err = check_readers(m, why);
 	if (!err)
-		err = check_readers(m, why);
+		err = merge_open_dest(m, why);
 	if (!err && m->into_raw)
 		err = make_room(m, why);
 	if (!err && m->into + 1 < m->run.nr)

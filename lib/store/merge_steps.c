@@ -37,14 +37,14 @@ static int claim_dest(struct merge *m, struct reason *why)
 
 int merge_check_readers(struct merge *m, const struct view *beneath_head, struct reason *why)
 {
-	auto_free struct stat *over = mem_new_array(m->into, sizeof *over);
-	int err = over ? 0 : -ENOMEM;
-	for (size_t i = 0; !err && i < m->into; i++) {
+	auto_free struct stat *files = mem_new_array(m->into + 1, sizeof *files);
+	int err = files ? 0 : -ENOMEM;
+	for (size_t i = 0; !err && i <= m->into; i++) {
 		const struct layer_place at = layer_place(m->store, m->run.names[i]);
-		if (fstatat(at.dirfd, at.name, &over[i], AT_SYMLINK_NOFOLLOW) < 0)
+		if (fstatat(at.dirfd, at.name, &files[i], 0) < 0) /* of a device, whose name is often a link */
 			err = -errno;
 	}
-	if (!err && views_read_without(m->store->images, beneath_head, &m->dest_st, over, m->into))
+	if (!err && views_read_without(m->store->images, beneath_head, &files[m->into], files, m->into))
 		err = cannot_push(m, reason_set(why, -EBUSY, "%s is read by who opened it before it became what it is now", m->run.names[m->into]));
 	return err;
 }
@@ -264,6 +264,22 @@ static int rebase_locked(struct merge *m, struct head *head, const struct lower 
 	return 0;
 }
 
+/* What comes beneath a head in use: locked before it does, and what lay there until then unlocked only afterwards. */
+static int lock_lower(const struct open_head *oh, struct view *lower, struct reason *why)
+{
+	return oh && lower ? merge_lock_view(lower, why) : 0;
+}
+
+static void settle_locks(struct open_head *oh, struct view *lower, bool is_beneath)
+{
+	if (oh && is_beneath) {
+		head_relock(oh, lower, NULL); /* it is locked: that doesn't fail */
+		frozen_put(take_ptr(oh->origin)); /* what lies beneath it now doesn't read as that does */
+	}
+	if (oh && lower)
+		view_unlock(lower);
+}
+
 static int rebase(struct merge *m, struct head *head, struct open_head *oh, bool again, struct reason *why)
 {
 	struct lower to = {.format = IMAGE_PROBE, .again = again, .beneath = head_below(head)};
@@ -271,17 +287,12 @@ static int rebase(struct merge *m, struct head *head, struct open_head *oh, bool
 	/* Nothing is pulled from it all the same: what lies there now isn't the run. */
 	if (!err && again && !view_equal(to.view, to.beneath))
 		err = reason_set(why, -EBUSY, "%s lies over something else than what is to be merged", m->run.names[m->into]);
-	if (!err && oh && to.view)
-		err = merge_view_error(to.view, head_relock(oh, to.view, why), why);
-	if (!err) {
+	if (!err && !(err = lock_lower(oh, to.view, why))) {
 		pthread_rwlock_wrlock(&m->store->layout);
 		err = rebase_locked(m, head, &to);
 		pthread_rwlock_unlock(&m->store->layout);
+		settle_locks(oh, to.view, !err);
 	}
-	if (!err && oh && !to.view)
-		head_relock(oh, NULL, NULL);
-	if (!err && oh) /* what lies beneath it now doesn't read as that does */
-		frozen_put(take_ptr(oh->origin));
 	view_put(to.beneath);
 	view_put(to.view);
 	free(to.name);
@@ -381,9 +392,7 @@ int merge_exchange(struct merge *m, struct head *head, struct open_head *oh, str
 	int err = !is_current ? MERGE_AGAIN : path ? layer_backing_name(store, m->run.names[0], path, &name, why) : -ENOMEM;
 	if (!err)
 		err = layers_open_view(store, &source, &view, why);
-	if (!err && oh)
-		err = head_relock(oh, view, why);
-	if (!err) {
+	if (!err && !(err = lock_lower(oh, view, why))) {
 		pthread_rwlock_wrlock(&store->layout);
 		err = head_exchange_base(head, beneath, view, name, source.format);
 		if (!err)
@@ -391,9 +400,8 @@ int merge_exchange(struct merge *m, struct head *head, struct open_head *oh, str
 		if (!err && m->dest)
 			image_cache_forget(store->images, m->dest_st.st_dev, m->dest_st.st_ino);
 		pthread_rwlock_unlock(&store->layout);
+		settle_locks(oh, view, !err);
 	}
-	if (!err && oh)
-		frozen_put(take_ptr(oh->origin));
 	view_put(beneath);
 	view_put(view);
 	return err == -ESTALE ? MERGE_AGAIN : err;

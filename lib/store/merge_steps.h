@@ -27,9 +27,9 @@ struct merge {
 
 /* Opens names[into], which nobody writes to, as the destination. */
 int merge_open_dest(struct merge *m, struct reason *why);
-/* Before a push: whether some of us read the destination not through all that is to be pushed into it, as who has had a disk open since before a job put it
- * over something else. Then it is closed. BENEATH_HEAD: what the run's head itself has locked; NULL: the run has none. -EBUSY, or MERGE_AGAIN: the next
- * attempt doesn't push. */
+/* Before the destination of a push is opened: whether some of us read it not through all that is to be pushed into it, as who has had a disk open since before
+ * a job put it over something else. BENEATH_HEAD: what the run's head itself has locked; NULL: the run has none. -EBUSY, or MERGE_AGAIN: the next attempt
+ * doesn't push. */
 int merge_check_readers(struct merge *m, const struct view *beneath_head, struct reason *why);
 /* Writes it back, stable and clean. */
 int merge_close_dest(struct merge *m);

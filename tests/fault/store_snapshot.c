@@ -187,6 +187,6 @@ static const struct scenario scenarios[] = {
 
 int main(int argc, char **argv)
 {
-	static const char *const must[] = {"freeze/overlay creation", "freeze/directory", "freeze/refcounts", "freeze/close", "snapshot's description/small file", "snapshot's description gone", "commit/small file", "merge pull", "merge pull/rebase", "merge push/data", "merge: overlay on top/overlay creation", "merge: exchange", "reclaim", NULL};
+	static const char *const must[] = {"new overlay/overlay creation", "freeze/directory", "freeze/refcounts", "freeze/close", "snapshot's description/small file", "snapshot's description gone", "commit/small file", "merge pull", "merge pull/rebase", "merge push/data", "merge: overlay on top/overlay creation", "merge: exchange", "reclaim", NULL};
 	return matrix_main(argc, argv, scenarios, sizeof scenarios / sizeof *scenarios, 22, world_must(must));
 }

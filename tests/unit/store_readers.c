@@ -1,4 +1,6 @@
 /* Who reads a snapshot goes on reading what it was while its VM is made independent of what it lay over, and that is merged into what others need. */
+#include "store/layers.h"
+#include "store/store_internal.h"
 #include "store_test.h"
 
 #define SIZE  (6u << 20)
@@ -141,6 +143,29 @@ static void scenario(bool later, bool deleted)
 	free(then);
 }
 
+/* Who had opened the chain, and not locked it yet, when something was written into it: nobody looked at him. */
+static void check_lock_of_old(void)
+{
+	struct vm *vm = vm_named("origin");
+	const struct vm_disk *disk = disk_of(vm, NULL, "vda.img");
+	const struct disk_source source = {disk->path, disk->format, NULL};
+	struct view *view = NULL, *locked = NULL;
+	CHECK_ERR(layers_open_view(store, &source, &view, &why), 0);
+	CHECK_ERR(layers_open_locked(store, &source, &locked, &why), 0);
+	const struct stat *st = image_stat(view_layer(view, 0));
+	image_cache_forget(store->images, st->st_dev, st->st_ino);
+	CHECK_ERR(view_lock(view, &why), -ESTALE);
+	CHECK_ERR(view_lock(locked, &why), 0); /* he was known */
+	view_unlock(locked);
+	view_unlock(locked);
+	view_put(locked);
+	view_put(view);
+	CHECK_ERR(layers_open_locked(store, &source, &view, &why), 0);
+	view_unlock(view);
+	view_put(view);
+	vm_put(vm);
+}
+
 int main(void)
 {
 	dir_init();
@@ -150,6 +175,7 @@ int main(void)
 	scenario(false, true);
 	scenario(true, false);
 	scenario(true, true);
+	check_lock_of_old();
 	store_close(store);
 	dir_done();
 	return 0;
