@@ -235,6 +235,26 @@ void head_revive(struct store *store, struct open_head *oh)
 	pthread_mutex_unlock(&oh->entry->change);
 }
 
+static void put_in(struct store *store, struct open_head *oh)
+{
+	pthread_mutex_lock(&store->lock);
+	oh->next = store->heads;
+	store->heads = oh;
+	pthread_mutex_unlock(&store->lock);
+}
+
+static void take_out(struct store *store, struct open_head *oh)
+{
+	pthread_mutex_lock(&store->lock);
+	for (struct open_head **at = &store->heads; *at; at = &(*at)->next) {
+		if (*at == oh) {
+			*at = oh->next;
+			break;
+		}
+	}
+	pthread_mutex_unlock(&store->lock);
+}
+
 int head_get(struct store *store, struct entry *entry, const struct vm_disk *disk, struct open_head **ret,
 	     struct reason *why)
 {
@@ -250,30 +270,17 @@ int head_get(struct store *store, struct entry *entry, const struct vm_disk *dis
 	oh = open_head_new(entry);
 	if (!oh)
 		return -ENOMEM;
+	set_layer(store, oh, disk->layer);
+	put_in(store, oh); /* what comes beneath it from now on, it hears of */
 	int err = head_reattach(store, oh, disk, why);
 	if (err) {
+		take_out(store, oh);
 		open_head_free(oh);
 		return err;
 	}
 	oh->nr_users = 1;
-	pthread_mutex_lock(&store->lock);
-	oh->next = store->heads;
-	store->heads = oh;
-	pthread_mutex_unlock(&store->lock);
 	*ret = oh;
 	return 0;
-}
-
-static void take_out(struct store *store, struct open_head *oh)
-{
-	pthread_mutex_lock(&store->lock);
-	for (struct open_head **at = &store->heads; *at; at = &(*at)->next) {
-		if (*at == oh) {
-			*at = oh->next;
-			break;
-		}
-	}
-	pthread_mutex_unlock(&store->lock);
 }
 
 int head_put_locked(struct store *store, struct open_head *oh)
