@@ -290,8 +290,7 @@ uint64_t disk_virtual_size(struct disk_file *file)
 	switch (file->kind) {
 	case DISK_FILE_HEAD:
 		pthread_rwlock_rdlock(&file->head->swap);
-		if (file->head->head)
-			virtual_size = head_virtual_size(file->head->head);
+		virtual_size = file->head->head ? head_virtual_size(file->head->head) : file->head->lost_size;
 		pthread_rwlock_unlock(&file->head->swap);
 		break;
 	case DISK_FILE_VIEW: virtual_size = view_virtual_size(file->view); break;

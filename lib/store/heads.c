@@ -154,6 +154,8 @@ int head_attach(struct store *store, struct open_head *oh, const char *layer, st
 
 int head_detach(struct open_head *oh)
 {
+	if (oh->head)
+		oh->lost_size = head_virtual_size(oh->head);
 	int err = oh->head ? head_close(take_ptr(oh->head)) : 0;
 	if (err)
 		atomic_store(&oh->unsaved_err, err);

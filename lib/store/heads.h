@@ -48,6 +48,7 @@ struct open_head {
 	struct frozen *hint;   /* where the bytes of a blank disk probably come from */
 	struct frozen *origin; /* what its layer was put over while it was open; NULL: it wasn't */
 	int lost_err;
+	uint64_t lost_size; /* bytes it had before: who reads on is to hear of the error, not of an end */
 
 	atomic_int unsaved_err; /* a close failed, and no writer has been told yet that what it flushed or wrote last may be lost */
 	_Atomic time_t no_revival; /* of the monotonic clock: in this second it was tried already */
