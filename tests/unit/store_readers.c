@@ -1,4 +1,5 @@
 /* Who reads a snapshot goes on reading what it was while its VM is made independent of what it lay over, and that is merged into what others need. */
+#include "store/disk_file.h"
 #include "store/layers.h"
 #include "store/store_internal.h"
 #include "store_test.h"
@@ -166,6 +167,19 @@ static void check_lock_of_old(void)
 	vm_put(vm);
 }
 
+/* A disk that couldn't be opened again after its layer was exchanged. */
+static void check_lost(void)
+{
+	struct disk_file *file = open_disk("origin", NULL, false);
+	pthread_rwlock_wrlock(&file->head->swap);
+	CHECK_ERR(head_detach(file->head), 0);
+	pthread_rwlock_unlock(&file->head->swap);
+	CHECK(disk_virtual_size(file) == SIZE); /* reading on isn't at its end */
+	CHECK(disk_read(file, seen.at, PIECE, 0) == -EIO);
+	check("found again", file, &origin);
+	CHECK_ERR(disk_close(file, &why), 0);
+}
+
 int main(void)
 {
 	dir_init();
@@ -176,6 +190,7 @@ int main(void)
 	scenario(true, false);
 	scenario(true, true);
 	check_lock_of_old();
+	check_lost();
 	store_close(store);
 	dir_done();
 	return 0;
