@@ -16,8 +16,8 @@ static void parse_made(const char *text, struct domsnapshot *ret)
 
 static void check_same(const struct domsnapshot *a, const struct domsnapshot *b)
 {
-	FUZZ_CHECK(same_text(a->name, b->name) && same_text(a->description, b->description) && same_text(a->state, b->state));
-	FUZZ_CHECK(same_text(a->parent, b->parent) && a->created == b->created && a->memory == b->memory && same_text(a->memory_file, b->memory_file));
+	FUZZ_CHECK(same_words(a->name, b->name) && same_words(a->description, b->description) && same_words(a->state, b->state));
+	FUZZ_CHECK(same_words(a->parent, b->parent) && a->created == b->created && a->memory == b->memory && same_text(a->memory_file, b->memory_file));
 }
 
 static void check_same_disks(const struct domsnapshot *a, const struct domsnapshot *b)
