@@ -71,6 +71,11 @@ static bool is_read(const struct scan *scan, const char *encoding)
 	return scan->width == 1 && (strncasecmp(encoding, "ISO-8859-", 9) == 0 || strncasecmp(encoding, "windows-125", 11) == 0);
 }
 
+static bool is_blank(unsigned char c)
+{
+	return c == ' ' || c == '\t' || c == '\r' || c == '\n';
+}
+
 /* <?xml version='1.0' encoding='NAME'?> */
 static int check_encoding(struct scan *scan, struct reason *why)
 {
@@ -78,8 +83,8 @@ static int check_encoding(struct scan *scan, struct reason *why)
 	size_t len = 0;
 	if (char_at(scan, scan->at) == 0x4c && char_at(scan, scan->at + 1) == 0x6f)
 		return reason_set(why, -EINVAL, "line 1: EBCDIC isn't read: write UTF-8");
-	if (!starts_with(scan, scan->at, "<?xml"))
-		return 0;
+	if (!starts_with(scan, scan->at, "<?xml") || !is_blank(char_at(scan, scan->at + strlen("<?xml"))))
+		return 0; /* <?xml-stylesheet?> is something else */
 	while (len < sizeof text - 1 && scan->at + len < scan->nr_chars && !starts_with(scan, scan->at + len, "?>")) {
 		unsigned char c = char_at(scan, scan->at + len);
 		text[len++] = c ? (char)c : OTHER;
