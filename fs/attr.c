@@ -168,7 +168,7 @@ static void fill_common(struct fs *fs, const struct place *place, struct stat *s
 /* Of a disk that can't be read. Who has it open goes on reading: it ends for him where it did. */
 static uint64_t size_when_opened(struct fs *fs, const struct place *place)
 {
-	struct handle *handle = handles_find_disk(fs->handles, place_ino(place));
+	struct handle *handle = handles_find(fs->handles, place_ino(place));
 	if (!handle)
 		return SIZE_UNKNOWN;
 	uint64_t virtual_size = disk_virtual_size(handle->disk);

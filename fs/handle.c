@@ -165,7 +165,7 @@ struct handle *handles_find(struct handles *handles, uint64_t ino)
 	struct handle *found = NULL;
 	pthread_mutex_lock(&handles->lock);
 	for_each_handle(handles, handle)
-		if (!found && handle->ino == ino && try_ref(handle))
+		if (!found && handle->ino == ino && (handle->kind != HANDLE_DISK || handle->disk) && try_ref(handle))
 			found = handle;
 	pthread_mutex_unlock(&handles->lock);
 	return found;
@@ -186,17 +186,6 @@ struct handle *handles_next_disk(struct fs *fs, struct handle *prev)
 	if (prev)
 		handle_put(fs, prev);
 	return next;
-}
-
-struct handle *handles_find_disk(struct handles *handles, uint64_t ino)
-{
-	struct handle *found = NULL;
-	pthread_mutex_lock(&handles->lock);
-	for_each_handle(handles, handle)
-		if (!found && handle->ino == ino && handle->kind == HANDLE_DISK && handle->disk && try_ref(handle))
-			found = handle;
-	pthread_mutex_unlock(&handles->lock);
-	return found;
 }
 
 bool handles_has_writer(struct handles *handles, uint64_t ino)

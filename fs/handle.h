@@ -83,11 +83,8 @@ void handles_close_all(struct fs *fs);
  * there within SECONDS: no disk waits for another one. */
 unsigned handles_flush_all(struct fs *fs, unsigned seconds);
 
-/* A reference to some open file of INO, which may have been removed meanwhile; NULL: there is none. */
+/* A reference to some open file of INO, which may have been removed meanwhile; NULL: there is none. A disk that is only being opened doesn't count. */
 struct handle *handles_find(struct handles *handles, uint64_t ino);
-
-/* The same of a disk that is open to be read or written. */
-struct handle *handles_find_disk(struct handles *handles, uint64_t ino);
 
 /* A reference to the next open disk after PREV (NULL: the first), whose reference is given back; NULL: there is no other. */
 struct handle *handles_next_disk(struct fs *fs, struct handle *prev);

@@ -231,7 +231,7 @@ void ops_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		ops_fail(req, &place, wants_write(fi) ? "write to" : "open", NULL, err, &why);
 		return;
 	}
-	/* The kernel has heard of a disk without bytes, and would read none: it walks the path again. */
+	/* The kernel has heard of a disk that can't be read, and of no size: it walks the path again. */
 	if (place.node.kind == NODE_DISK && disk_forget_failure(fs->store, place.vm, place.snapshot, place.disk)) {
 		struct disk_stat st;
 		handle_put(fs, ops_handle(fi));

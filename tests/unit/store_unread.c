@@ -37,18 +37,13 @@ static void wait_while(bool (*unchanged)(void))
 		usleep(100000);
 }
 
-static size_t nr_snapshots(void)
+static bool lacks_snapshot(void)
 {
 	struct vm *vm = store_find(store, PLACE_VMS, "top");
 	CHECK(vm);
-	size_t nr = vm->nr_snapshots;
+	size_t nr = vm->nr_snapshots; /* with the image itself, which is one */
 	vm_put(vm);
-	return nr;
-}
-
-static bool has_one_snapshot(void)
-{
-	return nr_snapshots() == 1;
+	return nr < 2;
 }
 
 static bool lacks_domain(void)
@@ -59,43 +54,26 @@ static bool lacks_domain(void)
 }
 
 static unsigned before;
+static bool (*lacks)(void);
 
-static bool lacks_domain_untried(void)
+static bool lacks_untried(void)
 {
-	return lacks_domain() && nr_failed == before;
+	return lacks() && nr_failed == before;
 }
 
-static bool has_one_snapshot_untried(void)
+/* While FILE can't be read something is lacking. */
+static void check(const char *file, bool (*is_lacking)(void))
 {
-	return has_one_snapshot() && nr_failed == before;
-}
-
-static void image(void)
-{
-	make_unreadable("base.qcow2");
+	make_unreadable(file);
+	lacks = is_lacking;
 	store = store_at("src", false);
-	CHECK(has_one_snapshot() && nr_events("base.qcow2") == 1);
+	CHECK(lacks() && nr_events(file) == 1);
 	before = nr_failed;
-	wait_while(has_one_snapshot_untried);
-	CHECK(has_one_snapshot() && nr_failed > before);
+	wait_while(lacks_untried);
+	CHECK(lacks() && nr_failed > before);
 	unreadable = 0;
-	wait_while(has_one_snapshot);
-	CHECK(nr_snapshots() == 2 && nr_events("base.qcow2") == 1); /* trying again in vain isn't worth a word */
-	store_close(store);
-}
-
-static void domain(void)
-{
-	put_file("src/web.xml", "<domain type='kvm'><name>web</name><memory>1024</memory><os><type>hvm</type></os></domain>\n");
-	make_unreadable("web.xml");
-	store = store_at("src", false);
-	CHECK(lacks_domain() && nr_events("web.xml") == 1);
-	before = nr_failed;
-	wait_while(lacks_domain_untried);
-	CHECK(lacks_domain() && nr_failed > before);
-	unreadable = 0;
-	wait_while(lacks_domain);
-	CHECK(!lacks_domain() && nr_events("web.xml") == 1);
+	wait_while(lacks);
+	CHECK(!lacks() && nr_events(file) == 1); /* trying again in vain isn't worth a word */
 	store_close(store);
 }
 
@@ -103,8 +81,9 @@ int main(void)
 {
 	dir_init();
 	run("cd %s/src && qemu-img create -q -f qcow2 base.qcow2 1M && qemu-img snapshot -c s1 base.qcow2 && qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 top.qcow2", dir);
-	image();
-	domain();
+	check("base.qcow2", lacks_snapshot);
+	put_file("src/web.xml", "<domain type='kvm'><name>web</name><memory>1024</memory><os><type>hvm</type></os></domain>\n");
+	check("web.xml", lacks_domain);
 	dir_done();
 	return 0;
 }
